@@ -5,6 +5,7 @@ package failpoint
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,11 @@ var points = sync.OnceValue(func() map[string]*point {
 	return m
 })
 
+var (
+	suffixes    = regexp.MustCompile(`[*+]\d+$`)
+	knownAction = regexp.MustCompile(`^(kill|error:E\w+|sleep:\S+|hold:/.+)$`)
+)
+
 func parse(spec string) (map[string]*point, error) {
 	m := map[string]*point{}
 	for term := range strings.SplitSeq(spec, ";") {
@@ -43,17 +49,20 @@ func parse(spec string) (map[string]*point, error) {
 			return nil, fmt.Errorf("CHROMAFS_FAILPOINTS: %q is not NAME=ACTION", term)
 		}
 		p := &point{limit: -1}
-		for _, suffix := range []struct {
-			sign string
-			to   *int
-		}{{"*", &p.limit}, {"+", &p.pass}} {
-			if i := strings.LastIndex(action, suffix.sign); i >= 0 {
-				n, err := strconv.Atoi(action[i+1:])
-				if err != nil {
-					return nil, fmt.Errorf("CHROMAFS_FAILPOINTS: %q: %w", term, err)
-				}
-				*suffix.to, action = n, action[:i]
+		for suffix := suffixes.FindString(action); suffix != ""; suffix = suffixes.FindString(action) {
+			action = strings.TrimSuffix(action, suffix)
+			n, err := strconv.Atoi(suffix[1:])
+			if err != nil {
+				return nil, fmt.Errorf("CHROMAFS_FAILPOINTS: %q: %w", term, err)
 			}
+			if suffix[0] == '*' {
+				p.limit = n
+			} else {
+				p.pass = n
+			}
+		}
+		if !knownAction.MatchString(action) {
+			return nil, fmt.Errorf("CHROMAFS_FAILPOINTS: %q: no such action", term)
 		}
 		p.action, p.arg, _ = strings.Cut(action, ":")
 		m[name] = p
@@ -88,8 +97,6 @@ func Hit(name string) error {
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
-	default:
-		panic(fmt.Sprintf("CHROMAFS_FAILPOINTS: %s: no such action %q", name, p.action))
 	}
 	return nil
 }
