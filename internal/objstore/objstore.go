@@ -1,0 +1,145 @@
+package objstore
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Object describes a stored object.
+type Object struct {
+	Key      string
+	Size     int64
+	ETag     string
+	Modified time.Time // by the store's clock; for people, never for decisions
+}
+
+// GetOptions chooses what Get reads. Offset and Length cut a range out of the
+// object; Length 0 means to its end, and a range that reaches past the end is cut
+// off there. A range that begins at or past the end is ErrRange, except that
+// offset 0 of an empty object reads nothing.
+type GetOptions struct {
+	Offset, Length int64
+	IfMatch        string // ErrPrecondition if the ETag is another
+	IfNoneMatch    string // ErrNotModified if the ETag is this one
+}
+
+// PutOptions makes a Put conditional. At most one of IfMatch and IfAbsent is set.
+type PutOptions struct {
+	IfMatch     string // replace this state only, else ErrPrecondition
+	IfAbsent    bool   // create only, else ErrPrecondition
+	ContentType string // "" means application/octet-stream
+}
+
+// CopyOptions says what is known of a copy.
+type CopyOptions struct {
+	// Immutable: neither side is ever modified in place. A store on a file system
+	// may then make the copy a second name of the same file.
+	Immutable bool
+}
+
+// PendingUpload is a multipart upload that was neither completed nor aborted.
+type PendingUpload struct {
+	Key, ID string
+	Started time.Time
+}
+
+// Store is an object store below one prefix. All errors but that of a context are
+// of the kinds in errors.go.
+type Store interface {
+	// Get reads an object or a range of it. The Object describes the whole one.
+	// Errors of the body's Read are of the same kinds. It never asks by HEAD, whose
+	// answers cannot tell a missing key from a missing bucket.
+	Get(ctx context.Context, key string, o GetOptions) (io.ReadCloser, Object, error)
+	// Put stores the first size bytes of body in one request, verified on arrival.
+	// It is not for more than 5 GiB. See the package on lost answers.
+	Put(ctx context.Context, key string, body io.ReaderAt, size int64, o PutOptions) (Object, error)
+	// Copy copies inside the store, pinned to src.ETag: ErrPrecondition if the
+	// source is another by now, ErrNotFound if it is gone. src.Size must be right.
+	Copy(ctx context.Context, dst string, src Object, o CopyOptions) (Object, error)
+	// NewUpload begins an object made of parts. It replaces key when it completes.
+	NewUpload(ctx context.Context, key string) (Upload, error)
+	// List yields every object whose key begins with prefix, in the order of keys
+	// (bytewise). After an error it ends; what came before does not count as whole.
+	List(ctx context.Context, prefix string) iter.Seq2[Object, error]
+	// Delete removes keys, in batches. Keys that are missing are fine, so a Delete
+	// that failed half-way is repeated as it is.
+	Delete(ctx context.Context, keys []string) error
+	// Uploads returns the unfinished multipart uploads to keys with this prefix.
+	Uploads(ctx context.Context, prefix string) ([]PendingUpload, error)
+	// AbortUpload removes an unfinished upload. One that is gone is fine.
+	AbortUpload(ctx context.Context, u PendingUpload) error
+	// String names the store, s3://bucket/prefix or file:///dir, without secrets.
+	String() string
+}
+
+// Upload is an object being made of parts, numbered from 1 without gaps. All parts
+// but the last have one size (R2 demands it), at least 5 MiB (S3 demands it). Parts
+// may be sent concurrently, in any order, and again. After an error of Complete the
+// upload may still be pending: abort it.
+type Upload interface {
+	ID() string
+	// PutPart sends bytes [off, off+size) of body as part n, verified on arrival.
+	PutPart(ctx context.Context, n int, body io.ReaderAt, off, size int64) error
+	// CopyPart makes part n of bytes [off, off+size) of src, inside the store,
+	// pinned to src.ETag as Copy is.
+	CopyPart(ctx context.Context, n int, src Object, off, size int64) error
+	Complete(ctx context.Context) (Object, error)
+	Abort(ctx context.Context) error
+}
+
+// Limits of keys, the smallest of what S3 and file systems allow.
+const (
+	MaxKey     = 1024 // bytes, the store's prefix included
+	MaxSegment = 255  // bytes
+)
+
+// CheckKey returns an error of kind ErrRefused unless key can name an object in
+// every store: valid UTF-8 without control characters, segments that are not empty,
+// "." or "..", and lengths within MaxKey and MaxSegment.
+func CheckKey(key string) error {
+	refuse := func(why string) error {
+		return &Error{Op: "use key", Key: key, Kind: ErrRefused, Err: fmt.Errorf("%q %s", key, why)}
+	}
+	switch {
+	case key == "":
+		return refuse("is empty")
+	case len(key) > MaxKey:
+		return refuse(fmt.Sprintf("is longer than %d bytes", MaxKey))
+	case !utf8.ValidString(key):
+		return refuse("is not valid UTF-8")
+	case strings.ContainsFunc(key, func(r rune) bool { return r < 0x20 || r == 0x7f }):
+		return refuse("holds a control character")
+	}
+	for segment := range strings.SplitSeq(key, "/") {
+		switch {
+		case segment == "":
+			return refuse("has an empty segment (a slash at an end, or two together)")
+		case segment == "." || segment == "..":
+			return refuse("has a segment . or ..")
+		case len(segment) > MaxSegment:
+			return refuse(fmt.Sprintf("has a segment longer than %d bytes", MaxSegment))
+		}
+	}
+	return nil
+}
+
+// CheckRange returns an error of kind ErrRange unless o cuts a range out of an
+// object of size bytes, and the length of that range.
+func (o GetOptions) CheckRange(size int64) (length int64, err error) {
+	switch {
+	case o.Offset < 0 || o.Length < 0:
+		return 0, fmt.Errorf("%w: offset %d, length %d", ErrRange, o.Offset, o.Length)
+	case o.Offset == 0 && size == 0:
+		return 0, nil
+	case o.Offset >= size:
+		return 0, fmt.Errorf("%w: offset %d of %d bytes", ErrRange, o.Offset, size)
+	case o.Length == 0:
+		return size - o.Offset, nil
+	}
+	return min(o.Length, size-o.Offset), nil
+}
