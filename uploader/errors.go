@@ -1,0 +1,46 @@
+package uploader
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/chromafs/chromafs/internal/exitcode"
+)
+
+// Sentinels, for errors.Is.
+var (
+	// ErrFenced: another writer has taken the store over. It stays so until the
+	// next mount.
+	ErrFenced = errors.New("another writer has taken the store over")
+	// ErrDiverged: the store's newest snapshot is not the one that the local copy
+	// is based on.
+	ErrDiverged = errors.New("the store's newest snapshot is not the one that the local copy is based on")
+)
+
+// FencedError says that this writer publishes nothing any more. It is ErrFenced.
+type FencedError struct {
+	Store string // as the store calls itself
+	Err   error  // how that was found out
+}
+
+// Error implements error.
+func (e *FencedError) Error() string {
+	return fmt.Sprintf("%v: %s: %v", ErrFenced, e.Store, e.Err)
+}
+
+// Unwrap makes the error both ErrFenced and its cause.
+func (e *FencedError) Unwrap() []error { return []error{ErrFenced, e.Err} }
+
+// ExitCode returns exitcode.Conflict.
+func (e *FencedError) ExitCode() int { return exitcode.Conflict }
+
+// Hint returns the next step.
+func (e *FencedError) Hint() string {
+	return "this one keeps serving and publishes nothing; stop it: its next mount brings the store's newest snapshot and keeps what was written here in .chromafs/backups"
+}
+
+// leaderGone is what those joined to a snapshot get when the caller that took it
+// gave up; they take one themselves.
+type leaderGone struct{ error }
+
+func (e leaderGone) Unwrap() error { return e.error }

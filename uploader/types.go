@@ -1,0 +1,77 @@
+package uploader
+
+import (
+	"context"
+	"time"
+
+	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/tree"
+	"github.com/chromafs/chromafs/journal"
+)
+
+// View is one frozen instant of DIR. Entries are sorted by path and not changed by
+// anyone; Open is for files, safe for concurrent use, and its readers are too. A
+// view that cannot hold its instant (the scratch space ran out, something wrote
+// behind its back) fails from then on.
+type View interface {
+	Number() uint64 // marks with a lower number precede the cut
+	Created() time.Time
+	Consistency() string
+	Entries() []tree.Entry
+	Open(path string) (tree.Reader, error)
+	Close() error
+}
+
+// verifier is a View that has to look again before what was read may be published.
+type verifier interface {
+	Verify(ctx context.Context) error
+}
+
+// Queue is what the uploader needs of *journal.Journal. All of it is durable when
+// it returns.
+type Queue interface {
+	State() journal.State
+	Dirty() journal.Dirty
+	Base(path string) (tree.Record, bool)
+	BaseRecords() []tree.Record
+	AddPending(id string) error
+	DropPending(id string) error
+	SetIntent(journal.Intent) error
+	ClearIntent() error
+	SetEpoch(lineage string, epoch uint64) error
+	Acknowledge(journal.Published) error
+}
+
+// Result describes a snapshot that the store holds.
+type Result struct {
+	ID            history.ID // "" where there is nothing to have a snapshot of
+	Sequence      uint64
+	Created       time.Time // of its cut
+	Consistency   string
+	Files         int           // files it holds
+	Bytes         int64         // bytes they hold
+	Changed       int           // files whose content, name or mode is not the previous one's
+	BytesUploaded int64         // bytes that went over the wire; 0 where nothing was published
+	Duration      time.Duration // from the cut until the last step
+	Removed       int           // snapshots taken off the list and deleted
+	Published     bool          // false: it was the newest before, nothing differs from it
+	// Untidy says what could not be finished once the snapshot was safe: `current`
+	// or the removal of old ones. It is tried again with the next one. "" mostly.
+	Untidy string
+}
+
+// Status is for people and for `chromafs status`.
+type Status struct {
+	Last       *Result   // the last snapshot that this process took or found unchanged
+	LastCut    time.Time // when this process last took a snapshot; zero: never
+	DirtySince time.Time // zero: nothing is dirty
+	DirtyPaths int       // how many marks there are
+	AllDirty   bool
+	NextDue    time.Time // when Run takes the next one at the earliest; zero: nothing is dirty
+	Running    bool
+
+	LastError    string    // of the last attempt; "" if that went well
+	FailingSince time.Time // zero: the last attempt went well
+	Failures     int       // attempts in a row
+	Fenced       bool
+}
