@@ -143,3 +143,62 @@ func (o GetOptions) CheckRange(size int64) (length int64, err error) {
 	}
 	return min(o.Length, size-o.Offset), nil
 }
+
+// CheckParts returns an error of kind ErrRefused unless the parts of an upload, by
+// number, can be made into an object: at least one, from 1 without gaps, all but
+// the last of one size, the last not bigger.
+func CheckParts(sizes map[int]int64) error {
+	if len(sizes) == 0 {
+		return fmt.Errorf("%w: an upload without parts", ErrRefused)
+	}
+	for n := 1; n <= len(sizes); n++ {
+		size, ok := sizes[n]
+		switch last := n == len(sizes); {
+		case !ok:
+			return fmt.Errorf("%w: an upload of %d parts without part %d", ErrRefused, len(sizes), n)
+		case !last && size != sizes[1] || last && size > sizes[1]:
+			return fmt.Errorf("%w: part %d has %d bytes, part 1 has %d", ErrRefused, n, size, sizes[1])
+		}
+	}
+	return nil
+}
+
+// Body reads the bytes [off, off+size) of what a caller wants stored, from the
+// start on as often as a try needs it. It remembers an error of the caller's body,
+// which is neither the store's nor the network's.
+type Body struct {
+	section *io.SectionReader
+	read    int64
+	err     error
+}
+
+// NewBody returns a Body. It must not be used concurrently.
+func NewBody(body io.ReaderAt, off, size int64) *Body {
+	return &Body{section: io.NewSectionReader(body, off, size)}
+}
+
+// Read implements io.Reader. A body that ends early fails with io.ErrUnexpectedEOF.
+func (b *Body) Read(p []byte) (int, error) {
+	n, err := b.section.Read(p)
+	b.read += int64(n)
+	if err == io.EOF && b.read < b.section.Size() {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("read what to send, at %d of %d bytes: %w", b.read, b.section.Size(), err)
+		b.err = err
+	}
+	return n, err
+}
+
+// Seek implements io.Seeker.
+func (b *Body) Seek(offset int64, whence int) (int64, error) {
+	at, err := b.section.Seek(offset, whence)
+	if err == nil {
+		b.read = at
+	}
+	return at, err
+}
+
+// Err returns the error of the caller's body, or nil.
+func (b *Body) Err() error { return b.err }
