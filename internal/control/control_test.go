@@ -91,6 +91,21 @@ func TestErrorsKeepTheirCodeAndHint(t *testing.T) {
 	}
 }
 
+// The next daemon may come before the last one has given its answers.
+func TestWithdrawnSocketBelongsToTheNext(t *testing.T) {
+	folder := t.TempDir()
+	first := serve(t, folder, "1-2", &fake{status: Status{PID: 1}})
+	if err := first.Withdraw(); err != nil {
+		t.Fatal(err)
+	}
+	second := serve(t, folder, "1-2", &fake{status: Status{PID: 2}})
+	defer stop(t, second)
+	stop(t, first)
+	if st, err := client(t, "1-2", folder).Status(t.Context()); err != nil || st.PID != 2 {
+		t.Errorf("the second daemon answers %+v, %v", st, err)
+	}
+}
+
 // Close waits for the answer of an unmount that itself ends the daemon.
 func TestUnmountIsAnsweredBeforeTheServerEnds(t *testing.T) {
 	folder := t.TempDir()

@@ -15,12 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Server answers on the socket of one DIR.
+// Server answers on the socket of one DIR. Its methods are not for concurrent use.
 type Server struct {
-	http   *http.Server
-	folder *folder
-	key    string
-	done   chan error
+	http      *http.Server
+	folder    *folder
+	key       string
+	withdrawn bool
+	done      chan error
 }
 
 // Listen makes the socket of key in a folder, which is made too, and answers on
@@ -75,14 +76,24 @@ func listen(f *folder, key string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Close removes the socket, waits for the answers under way until ctx ends, and
+// Withdraw removes the socket, so that the next daemon of this DIR can make its
+// own, while the answers under way are still given. Once it was called, the
+// caller may give DIR's lock back.
+func (s *Server) Withdraw() error {
+	if s.withdrawn {
+		return nil
+	}
+	s.withdrawn = true
+	if err := os.Remove(s.folder.address(s.key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Close withdraws the socket, waits for the answers under way until ctx ends, and
 // stops.
 func (s *Server) Close(ctx context.Context) error {
-	err := os.Remove(s.folder.address(s.key))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	err = errors.Join(err, s.http.Shutdown(ctx))
+	err := errors.Join(s.Withdraw(), s.http.Shutdown(ctx))
 	if serveErr := <-s.done; !errors.Is(serveErr, http.ErrServerClosed) {
 		err = errors.Join(err, serveErr)
 	}
