@@ -2,8 +2,9 @@ package journal
 
 import (
 	"io"
+	"iter"
 	"log/slog"
-	"path"
+	"strings"
 	"time"
 
 	"github.com/chromafs/chromafs/internal/tree"
@@ -84,10 +85,14 @@ func (d Dirty) Covers(name string) bool {
 }
 
 // selfAndAbove yields name and every folder above it, "." last.
-func selfAndAbove(name string) func(yield func(string) bool) {
+func selfAndAbove(name string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for yield(name) && name != "." {
-			name = path.Dir(name)
+			if i := strings.LastIndexByte(name, '/'); i >= 0 {
+				name = name[:i]
+			} else {
+				name = "."
+			}
 		}
 	}
 }
