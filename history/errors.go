@@ -183,3 +183,61 @@ func (e *NoSpaceError) Hint() string {
 	}
 	return "the local copy was not touched: free some space, or use a bigger disk"
 }
+
+// NewerFormatError says that a newer chromafs wrote this.
+type NewerFormatError struct{ Found int }
+
+// Error implements error.
+func (e *NewerFormatError) Error() string {
+	return fmt.Sprintf("%v: format %d, this one reads up to %d", ErrNewerFormat, e.Found, Format)
+}
+
+// Is makes errors.Is(err, ErrNewerFormat) true.
+func (e *NewerFormatError) Is(target error) bool { return target == ErrNewerFormat }
+
+// Hint implements exitcode's convention.
+func (e *NewerFormatError) Hint() string {
+	return "install the chromafs that wrote it, or a newer one; nothing was touched"
+}
+
+// ForeignError says that a prefix without a backup is not empty either.
+type ForeignError struct{ Store, Key string }
+
+// Error implements error.
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("%s: %v: %q, and neither manifest.json nor history", e.Store, ErrForeign, e.Key)
+}
+
+// Is makes errors.Is(err, ErrForeign) true.
+func (e *ForeignError) Is(target error) bool { return target == ErrForeign }
+
+// ExitCode implements exitcode's convention.
+func (e *ForeignError) ExitCode() int { return exitcode.Store }
+
+// Hint implements exitcode's convention.
+func (e *ForeignError) Hint() string {
+	return "name a prefix of its own for chromafs in --store; if a backup was here, bring its manifest.json or history back"
+}
+
+// UnknownIDError says that a text names no snapshot, or several.
+type UnknownIDError struct {
+	Text    string
+	Matches int // how many ids begin with it
+}
+
+// Error implements error.
+func (e *UnknownIDError) Error() string {
+	if e.Matches > 1 {
+		return fmt.Sprintf("%v: %d of them begin with %q", ErrUnknownID, e.Matches, e.Text)
+	}
+	return fmt.Sprintf("%v: %q", ErrUnknownID, e.Text)
+}
+
+// Is makes errors.Is(err, ErrUnknownID) true.
+func (e *UnknownIDError) Is(target error) bool { return target == ErrUnknownID }
+
+// ExitCode implements exitcode's convention.
+func (e *UnknownIDError) ExitCode() int { return exitcode.Usage }
+
+// Hint implements exitcode's convention.
+func (e *UnknownIDError) Hint() string { return "chromafs history list shows the ids" }

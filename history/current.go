@@ -1,0 +1,100 @@
+package history
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/chromafs/chromafs/internal/failpoint"
+	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/tree"
+)
+
+// RefreshCurrent brings "current" from prev to next (prev may be nil): files that
+// changed are copied inside the store, keys that only prev named are deleted, all
+// others are left alone. It is repeated after an error as it is.
+func (c *Catalog) RefreshCurrent(ctx context.Context, prev, next *Manifest) error {
+	had := map[string]*tree.Record{}
+	if prev != nil {
+		had = filesByKey(prev)
+	}
+	_, err := c.bringCurrent(ctx, had, next, func(key string, r *tree.Record) bool {
+		old, ok := had[key]
+		return ok && old.SameContent(*r)
+	})
+	return err
+}
+
+// RepairCurrent makes "current" the copy of next where it is not known how far an
+// interrupted refresh from prev (may be nil) has come, and returns how many files
+// it copied. It goes by sizes and ETags of a listing, so where a store gives a copy
+// another ETag than its source it copies more than it must.
+func (c *Catalog) RepairCurrent(ctx context.Context, prev, next *Manifest) (copied int, err error) {
+	had := map[string]*tree.Record{}
+	if prev != nil {
+		had = filesByKey(prev)
+	}
+	there := map[string]objstore.Object{}
+	for obj, err := range c.store.List(ctx, "") {
+		if err != nil {
+			return 0, fmt.Errorf("repair current: %w", err)
+		}
+		if _, _, inHistory := snapshotOf(obj.Key); !inHistory {
+			there[obj.Key] = obj
+		}
+	}
+	return c.bringCurrent(ctx, had, next, func(key string, r *tree.Record) bool {
+		obj, ok := there[key]
+		return ok && obj.Size == r.Size && r.ETag != "" && obj.ETag == r.ETag
+	})
+}
+
+// bringCurrent deletes the keys of had that next does not have, then copies what
+// is not fresh. The order matters where a file became a folder: some stores cannot
+// hold x and x/y together.
+func (c *Catalog) bringCurrent(ctx context.Context, had map[string]*tree.Record, next *Manifest,
+	fresh func(string, *tree.Record) bool) (copied int, err error) {
+	want := filesByKey(next)
+	var gone []string
+	for key := range had {
+		if want[key] == nil {
+			gone = append(gone, key)
+		}
+	}
+	if len(gone) > 0 {
+		if err := c.store.Delete(ctx, gone); err != nil {
+			return 0, fmt.Errorf("refresh current: %w", err)
+		}
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for key, r := range want {
+		if fresh(key, r) {
+			continue
+		}
+		copied++
+		g.Go(func() error {
+			if err := failpoint.Hit("history/refresh-current"); err != nil {
+				return err
+			}
+			src := objstore.Object{Key: ObjectKey(next.ID, r.Path), Size: r.Size, ETag: r.ETag}
+			_, err := c.store.Copy(gctx, key, src, objstore.CopyOptions{})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return 0, fmt.Errorf("refresh current to %s: %w", next.ID, err)
+	}
+	return copied, nil
+}
+
+func filesByKey(m *Manifest) map[string]*tree.Record {
+	files := make(map[string]*tree.Record, len(m.Entries))
+	for i := range m.Entries {
+		if r := &m.Entries[i]; r.Type == tree.File {
+			files[CurrentKey(r.Path)] = r
+		}
+	}
+	return files
+}
