@@ -79,8 +79,8 @@ type Store interface {
 
 // Upload is an object being made of parts, numbered from 1 without gaps. All parts
 // but the last have one size (R2 demands it), at least 5 MiB (S3 demands it). Parts
-// may be sent concurrently, in any order, and again. After an error of Complete the
-// upload may still be pending: abort it.
+// may be sent concurrently, in any order, and again with the same size. After an
+// error of Complete the upload may still be pending: abort it.
 type Upload interface {
 	ID() string
 	// PutPart sends bytes [off, off+size) of body as part n, verified on arrival.

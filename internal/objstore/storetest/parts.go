@@ -149,10 +149,10 @@ func testMultipartRefusals(t *testing.T, s objstore.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantKind(t, "copy part of a source that changed", up.CopyPart(t.Context(), 1, src, 0, 100), objstore.ErrPrecondition)
+	wantKind(t, "copy part of a source that changed", up.CopyPart(t.Context(), 1, src, 0, MinPart), objstore.ErrPrecondition)
 	gone := next
 	gone.Key = "gone"
-	wantKind(t, "copy part of a source that is gone", up.CopyPart(t.Context(), 1, gone, 0, 100), objstore.ErrNotFound)
+	wantKind(t, "copy part of a source that is gone", up.CopyPart(t.Context(), 1, gone, 0, MinPart), objstore.ErrNotFound)
 	_, err = up.Complete(t.Context())
 	wantKind(t, "complete without parts", err, objstore.ErrRefused)
 	if err := up.CopyPart(t.Context(), 1, next, 0, MinPart); err != nil {
