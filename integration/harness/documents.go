@@ -44,10 +44,17 @@ func script(t testing.TB) string {
 	return file
 }
 
+// AddArgs is the command line of Add.
+func AddArgs(t testing.TB, path, collection string, first, count int) []string {
+	t.Helper()
+	return []string{Python(t), script(t), "add", path, collection, strconv.Itoa(first), strconv.Itoa(count)}
+}
+
 // Add adds documents first … first+count-1 with a PersistentClient on path.
 func Add(t testing.TB, path, collection string, first, count int) {
 	t.Helper()
-	r := run(t, nil, Python(t), script(t), "add", path, collection, strconv.Itoa(first), strconv.Itoa(count))
+	args := AddArgs(t, path, collection, first, count)
+	r := run(t, nil, args[0], args[1:]...)
 	if r.Code != 0 {
 		t.Fatalf("add documents in %s: %s", path, r.Output())
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -117,16 +118,16 @@ func Start(t testing.TB, o Options) *Mount {
 	return m
 }
 
-// Refused starts a daemon that must end by itself with an exit code, and that must
+// RunToEnd starts a daemon that must end by itself with an exit code, and that must
 // have mounted nothing.
-func Refused(t testing.TB, o Options, code int) Result {
+func RunToEnd(t testing.TB, o Options, code int) Result {
 	t.Helper()
 	m := Launch(t, o)
 	if got := m.Wait(2 * time.Minute); got != code {
 		t.Fatalf("mount exited with %d, want %d: %s", got, code, m.log)
 	}
 	if Mounted(t, o.Point) {
-		t.Fatalf("a refused mount left %s mounted", o.Point)
+		t.Fatalf("the daemon ended and left %s mounted", o.Point)
 	}
 	return Result{Args: m.cmd.Args[1:], Code: code, Stderr: m.log.String()}
 }
@@ -137,14 +138,15 @@ const readyTimeout = time.Minute
 func (m *Mount) WaitReady() {
 	m.t.Helper()
 	Eventually(m.t, readyTimeout, "the mount answers: "+m.o.Point, func() bool {
-		if m.ended() {
+		if m.Ended() {
 			m.t.Fatalf("mount exited with %d before it answered: %s", m.cmd.ProcessState.ExitCode(), m.log)
 		}
 		return Mounted(m.t, m.o.Point) && m.try("status", "--json", m.o.Point).Code == 0
 	})
 }
 
-func (m *Mount) ended() bool {
+// Ended reports whether the daemon is gone.
+func (m *Mount) Ended() bool {
 	select {
 	case <-m.done:
 		return true
@@ -202,6 +204,11 @@ func (m *Mount) Hit(name string) bool {
 		m.t.Fatal(err)
 	}
 	return strings.Contains(string(hits), "failpoint "+name+"\n")
+}
+
+// Proc is the path of a file that the kernel has about the daemon.
+func (m *Mount) Proc(name string) string {
+	return filepath.Join("/proc", strconv.Itoa(m.cmd.Process.Pid), name)
 }
 
 // Log is what the daemon and its command printed so far.
@@ -272,6 +279,13 @@ func (m *Mount) Status() map[string]any {
 	return status
 }
 
+// Dirty reports whether something waits for the next snapshot.
+func (m *Mount) Dirty() bool {
+	m.t.Helper()
+	since, _ := m.Status()["dirty_since"].(string)
+	return since != ""
+}
+
 // Unmount asks for the final flush and the end; the daemon must exit with 0.
 func (m *Mount) Unmount() {
 	m.t.Helper()
@@ -292,7 +306,7 @@ func (m *Mount) cleanup() {
 	if m.t.Failed() {
 		m.t.Logf("the daemon of %s said:\n%s", m.o.Point, m.log)
 	}
-	if !m.ended() {
+	if !m.Ended() {
 		_ = m.cmd.Process.Signal(unix.SIGTERM) // it may end meanwhile
 		select {
 		case <-m.done:

@@ -191,31 +191,34 @@ func (s *Server) Add(name string, first, count int) {
 }
 
 // Verify fails the test unless each collection holds at least the documents want
-// says, gapless, each found by its own vector.
-func (s *Server) Verify(want Documents) {
+// says, gapless, each found by its own vector. It returns how many there are.
+func (s *Server) Verify(want Documents) Documents {
 	s.t.Helper()
+	held := Documents{}
 	for name, n := range want {
 		id, err := s.collection(name)
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		var held struct {
+		var answer struct {
 			IDs []string `json:"ids"`
 		}
-		if err := s.call(http.MethodPost, collections+"/"+id+"/get", map[string]any{"include": []string{}}, &held); err != nil {
+		if err := s.call(http.MethodPost, collections+"/"+id+"/get", map[string]any{"include": []string{}}, &answer); err != nil {
 			s.t.Fatal(err)
 		}
-		slices.Sort(held.IDs)
-		if len(held.IDs) < n {
-			s.t.Fatalf("%s holds %d documents, %d were acknowledged", name, len(held.IDs), n)
+		slices.Sort(answer.IDs)
+		if len(answer.IDs) < n {
+			s.t.Fatalf("%s holds %d documents, %d were acknowledged", name, len(answer.IDs), n)
 		}
-		for i, id := range held.IDs {
+		for i, id := range answer.IDs {
 			if id != ID(i) {
 				s.t.Fatalf("%s has a gap: %s where %s belongs", name, id, ID(i))
 			}
 		}
-		s.verifyVectors(id, name, len(held.IDs))
+		s.verifyVectors(id, name, len(answer.IDs))
+		held[name] = len(answer.IDs)
 	}
+	return held
 }
 
 func (s *Server) verifyVectors(id, name string, n int) {

@@ -1,0 +1,128 @@
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/chromafs/chromafs/integration/harness"
+)
+
+// killAfter kills the daemon at the n-th time that a failpoint is reached.
+func killAfter(failpoint string, n int) string { return fmt.Sprintf("%s=kill+%d", failpoint, n-1) }
+
+// publishSteps are the failpoints of publishing a snapshot, in their order.
+var publishSteps = []string{
+	"uploader/cut", "uploader/planned", "uploader/stored-file", "uploader/stored-objects", "uploader/stored-manifest",
+	"uploader/intent", "uploader/published", "uploader/acknowledged", "uploader/refreshed", "uploader/collected",
+}
+
+// A daemon that is killed at any step of publishing leaves the snapshot before or
+// the snapshot after (S2, S3); the next mount keeps the local copy and what was
+// written to it later, and finishes or collects the rest (J2, J3).
+func TestKilledDuringASnapshot(t *testing.T) {
+	t.Parallel()
+	for _, step := range publishSteps {
+		t.Run(strings.TrimPrefix(step, "uploader/"), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, harness.NewFileStore(t))
+			w.seed()
+			w.publish()
+			w.add("docs", fixtureCount, 10)
+			o := w.options()
+			o.Failpoints = step + "=kill"
+			m := harness.Start(t, o)
+			m.TrySnapshot()
+			m.Kill()
+			if !m.Hit(step) {
+				t.Fatalf("%s was never reached", step)
+			}
+
+			// Another machine finds a whole snapshot.
+			other := w.another()
+			other.mountOnce()
+			found := harness.Inspect(t, other.dir).Collections["docs"].Count
+			if found != fixtureCount && found != fixtureCount+10 {
+				t.Errorf("another machine restored %d documents", found)
+			}
+
+			w.add("docs", fixtureCount+10, 5)
+			want := harness.Documents{"docs": fixtureCount + 15}
+			m = w.mount()
+			harness.Verify(t, w.point, want)
+			m.Snapshot()
+			m.Unmount()
+			if b := w.backups(); len(b) != 0 {
+				t.Errorf("the local copy was taken for a diverged one: %v", b)
+			}
+			w.store.CheckWhole()
+			harness.Verify(t, w.store.Restored(w.store.Newest()), want)
+			harness.Verify(t, w.store.Current(), want)
+		})
+	}
+}
+
+// restoreSteps are the failpoints of a restore, in their order.
+var restoreSteps = []string{
+	"history/restore-fetched", "history/restore-intent", "history/restore-moved", "history/restore-done",
+}
+
+// A daemon that is killed at any step of a restore never serves half of one, and
+// the old copy stays whole until the new one is (R2).
+func TestKilledDuringARestore(t *testing.T) {
+	t.Parallel()
+	for _, step := range restoreSteps {
+		t.Run(strings.TrimPrefix(step, "history/"), func(t *testing.T) {
+			t.Parallel()
+			t.Run("empty disk", func(t *testing.T) {
+				w := older(t, harness.NewFileStore(t))
+				w.lose()
+				w.killRestore(step)
+				m := w.mount()
+				harness.Verify(t, w.point, newestDocuments())
+				m.Unmount()
+				w.store.CheckWhole()
+			})
+			t.Run("older copy", func(t *testing.T) {
+				w := older(t, harness.NewFileStore(t))
+				w.killRestore(step)
+				m := w.mount()
+				harness.Verify(t, w.point, newestDocuments())
+				m.Unmount()
+				harness.Verify(t, w.oneBackup(), seedDocuments())
+			})
+			t.Run("without a backup", func(t *testing.T) {
+				w := older(t, harness.NewFileStore(t))
+				w.killRestore(step, "--no-local-backup")
+				m := w.mount("--no-local-backup")
+				harness.Verify(t, w.point, newestDocuments())
+				m.Unmount()
+			})
+		})
+	}
+}
+
+func (w *world) killRestore(step string, flags ...string) {
+	w.t.Helper()
+	o := w.options(flags...)
+	o.Failpoints = step + "=kill"
+	m := harness.Launch(w.t, o)
+	m.WaitHit(step)
+	m.Kill()
+}
+
+// An interrupted restore is finished before anything is served; without a store
+// that cannot be, and then even --offline refuses.
+func TestOfflineRefusesAnUnfinishedRestore(t *testing.T) {
+	t.Parallel()
+	store, gate := harness.Behind(t, harness.NewS3Store(t))
+	w := older(t, store)
+	w.killRestore("history/restore-moved")
+	gate.Set(harness.Dead)
+	r := harness.RunToEnd(t, w.options("--offline", "--store-timeout", "1s"), 3)
+	harness.Explain(t, r, "restore")
+	gate.Set(harness.None)
+	m := w.mount()
+	harness.Verify(t, w.point, newestDocuments())
+	m.Unmount()
+}

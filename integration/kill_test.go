@@ -1,0 +1,134 @@
+package integration
+
+import (
+	"maps"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromafs/chromafs/integration/harness"
+)
+
+// load adds documents to three collections until the server fails, and counts what
+// was acknowledged.
+type load struct {
+	server *harness.Server
+	wg     sync.WaitGroup
+
+	mu           sync.Mutex
+	acknowledged harness.Documents // guarded by mu
+}
+
+func startLoad(server *harness.Server, from harness.Documents) *load {
+	l := &load{server: server, acknowledged: maps.Clone(from)}
+	for name, n := range from {
+		l.wg.Go(func() {
+			const batch = 20
+			for ; l.server.TryAdd(name, n, batch) == nil; n += batch {
+				l.mu.Lock()
+				l.acknowledged[name] = n + batch
+				l.mu.Unlock()
+			}
+		})
+	}
+	return l
+}
+
+// so far.
+func (l *load) counts() harness.Documents {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.acknowledged)
+}
+
+func (l *load) total() (n int) {
+	for _, count := range l.counts() {
+		n += count
+	}
+	return n
+}
+
+// F5, F3: the daemon is killed under load, again and again, on the way past
+// several persists of each vector index (sync_threshold is 200). Nothing that
+// ChromaDB acknowledged is missing after the next mount, each document found by
+// its own vector.
+func TestKilledUnderLoad(t *testing.T) {
+	t.Parallel()
+	cases := map[string]func(round int) string{
+		"at any time": func(int) string { return "" },
+		// Between a WRITE's arrival and its reply, before and after its bytes are
+		// on the disk.
+		"before a write":  func(round int) string { return killAfter("fusefs/write", 2000*round+1500) },
+		"after a write":   func(round int) string { return killAfter("fusefs/written", 2000*round+1500) },
+		"before a fsync":  func(round int) string { return killAfter("fusefs/fsync", 60*round+60) },
+		"at a first mark": func(round int) string { return killAfter("journal/mark", round+2) },
+	}
+	for name, failpoint := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, harness.NewFileStore(t))
+			counts := harness.Documents{"first": 0, "second": 0, "third": 0}
+			for round := range 4 {
+				o := w.options("--interval", "2s", "--settle", "100ms")
+				o.Failpoints = failpoint(round)
+				counts = killOnce(t, w, o, counts)
+				t.Logf("round %d: acknowledged %v", round, counts)
+			}
+			m := w.mount()
+			harness.VerifyAtLeast(t, w.point, counts)
+			m.Unmount()
+			w.store.CheckWhole()
+			w.lose()
+			w.mountOnce()
+			harness.VerifyAtLeast(t, w.dir, counts)
+		})
+	}
+}
+
+// killOnce mounts, checks what is there, adds until the daemon is dead, and
+// returns what is acknowledged.
+func killOnce(t *testing.T, w *world, o harness.Options, counts harness.Documents) harness.Documents {
+	t.Helper()
+	m := harness.Start(t, o)
+	server := harness.StartServer(t, w.point)
+	for name, n := range server.Verify(counts) {
+		counts[name] = n // more than was acknowledged is fine
+	}
+	l := startLoad(server, counts)
+	target := l.total() + 700
+	deadline := time.Now().Add(time.Minute)
+	for !m.Ended() && (o.Failpoints != "" || l.total() < target) && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+	}
+	if o.Failpoints != "" && !m.Ended() {
+		t.Fatalf("%s was never reached", o.Failpoints)
+	}
+	m.Kill()
+	server.Kill() // ends the writers
+	l.wg.Wait()
+	return l.counts()
+}
+
+// F5: SIGKILL while the daemon is pushing what the kernel caches, which a thread of
+// it waits for: daemon and mount can be replaced within seconds.
+func TestKilledWhilePushing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, harness.NewFileStore(t))
+	w.seed()
+	o := w.options()
+	o.Failpoints = "fusefs/write=sleep:20s+300"
+	m := harness.Start(t, o)
+	server := harness.StartServer(t, w.point)
+	l := startLoad(server, server.Verify(seedDocuments()))
+	m.WaitHit("fusefs/write")
+	start := time.Now()
+	m.Kill()
+	server.Kill()
+	l.wg.Wait()
+	again := w.mount()
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("the next mount answered after %v", took)
+	}
+	harness.VerifyAtLeast(t, w.point, l.counts())
+	again.Unmount()
+}

@@ -1,0 +1,121 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/chromafs/chromafs/integration/harness"
+)
+
+// W1: of two mounts on one prefix the later one publishes. The earlier one keeps
+// serving, publishes nothing and says so; what it holds is kept (W2).
+func TestTheLaterOfTwoWritersPublishes(t *testing.T) {
+	harness.EachStore(t, func(t *testing.T, store *harness.Store) {
+		left := newWorld(t, store)
+		left.seed()
+		leftMount := left.mount()
+		leftMount.Snapshot()
+
+		right := left.another()
+		rightMount := right.mount()
+		harness.Verify(t, right.point, seedDocuments())
+		harness.Add(t, right.point, "docs", fixtureCount, 10)
+		newest := rightMount.Snapshot().ID
+
+		harness.Add(t, left.point, "mine", 0, 20)
+		r := leftMount.TrySnapshot()
+		if r.Code != 4 {
+			t.Errorf("a fenced writer's snapshot exits with %d: %s", r.Code, r.Output())
+		}
+		if got := store.Newest(); got != newest {
+			t.Errorf("the fenced writer published %s", got)
+		}
+		if r := harness.Chromafs(t, nil, "status", "--check", left.point); r.Code != 1 {
+			t.Errorf("status --check of a fenced writer exits with %d", r.Code)
+		}
+		harness.Verify(t, left.point, harness.Documents{"docs": fixtureCount, "mine": 20})
+		if code := leftMount.Stop(); code == 0 {
+			t.Errorf("a fenced writer that left changes behind ended with 0: %s", leftMount.Log())
+		}
+		rightMount.Unmount()
+		store.CheckWhole()
+
+		left.mountOnce()
+		harness.Verify(t, left.dir, newestDocuments())
+		harness.Verify(t, left.oneBackup(), harness.Documents{"docs": fixtureCount, "mine": 20})
+	})
+}
+
+// As an ordinary user, with fusermount3.
+func TestAsAnOrdinaryUser(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, harness.NewFileStore(t))
+	o := w.options()
+	if os.Geteuid() == 0 {
+		o.User = 65534
+		home := filepath.Dir(w.dir)
+		for _, dir := range []string{w.dir, w.point, w.store.Folder, filepath.Join(home, "run")} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chown(dir, int(o.User), int(o.User)); err != nil {
+				t.Fatal(err)
+			}
+			reachable(t, dir)
+		}
+	}
+	// Nobody else may look into the mount, so the command does it.
+	o.Command = harness.AddArgs(t, w.point, "docs", 0, 250)
+	harness.RunToEnd(t, o, 0)
+	w.lose()
+	if o.User != 0 {
+		if err := os.Mkdir(w.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(w.dir, int(o.User), int(o.User)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Command = nil
+	m := harness.Start(t, o)
+	if code := m.Stop(); code != 0 {
+		t.Errorf("exit code %d: %s", code, m.Log())
+	}
+	harness.Verify(t, w.dir, harness.Documents{"docs": 250})
+}
+
+// reachable lets every user pass through the folders above path that a test made.
+func reachable(t testing.TB, path string) {
+	t.Helper()
+	for dir := filepath.Dir(path); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(dir, info.Mode().Perm()|0o055); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Credentials appear in no log, error or process list.
+func TestSecretsAreNotShown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, harness.NewS3Store(t))
+	w.seed()
+	m := w.mount("--log-level", "debug")
+	m.Snapshot()
+	cmdline := readFile(t, m.Proc("cmdline"))
+	r := harness.Must(t, 0, w.store, "status", "--json", w.point)
+	m.Unmount()
+	for where, text := range map[string]string{"the log": m.Log(), "the process list": cmdline, "status": r.Output()} {
+		if strings.Contains(text, w.store.Secret) {
+			t.Errorf("the secret is in %s", where)
+		}
+	}
+	if !strings.Contains(m.Log(), w.store.Newest()) {
+		t.Errorf("the log does not name the snapshot: %s", m.Log())
+	}
+}
