@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,42 +49,47 @@ func TestTheLaterOfTwoWritersPublishes(t *testing.T) {
 	})
 }
 
-// As an ordinary user, with fusermount3.
+// As an ordinary user, with fusermount3. Nobody else may look into the mount, so
+// the command of the mount does it.
 func TestAsAnOrdinaryUser(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, harness.NewFileStore(t))
 	o := w.options()
 	if os.Geteuid() == 0 {
 		o.User = 65534
-		home := filepath.Dir(w.dir)
-		for _, dir := range []string{w.dir, w.point, w.store.Folder, filepath.Join(home, "run")} {
-			if err := os.MkdirAll(dir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Chown(dir, int(o.User), int(o.User)); err != nil {
-				t.Fatal(err)
-			}
-			reachable(t, dir)
-		}
 	}
-	// Nobody else may look into the mount, so the command does it.
-	o.Command = harness.AddArgs(t, w.point, "docs", 0, 250)
+	image := newWorld(t, w.store) // what the user's program puts on the mount
+	image.seed()
+	w.ownedBy(o.User, w.dir, w.point, w.store.Folder, filepath.Join(filepath.Dir(w.dir), "run"), image.dir)
+	database := filepath.Join(w.point, "chroma.sqlite3")
+	o.Command = []string{"sh", "-ec", `cp -r "$0"/. "$1"; sqlite3 "$1/chroma.sqlite3" "CREATE TABLE made_by_a_user (x)"`, image.dir, w.point}
 	harness.RunToEnd(t, o, 0)
+
 	w.lose()
-	if o.User != 0 {
-		if err := os.Mkdir(w.dir, 0o700); err != nil {
-			t.Fatal(err)
+	w.ownedBy(o.User, w.dir)
+	o.Command = []string{"sqlite3", "-bail", database, "SELECT * FROM made_by_a_user"}
+	harness.RunToEnd(t, o, 0)
+	harness.Verify(t, w.dir, seedDocuments())
+}
+
+// ownedBy makes folders that a user can reach and owns, with all that is in them.
+func (w *world) ownedBy(user uint32, folders ...string) {
+	w.t.Helper()
+	for _, folder := range folders {
+		if err := os.MkdirAll(folder, 0o700); err != nil {
+			w.t.Fatal(err)
 		}
-		if err := os.Chown(w.dir, int(o.User), int(o.User)); err != nil {
-			t.Fatal(err)
+		if user == 0 {
+			continue
+		}
+		reachable(w.t, folder)
+		err := filepath.WalkDir(folder, func(name string, _ os.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(name, int(user), int(user)))
+		})
+		if err != nil {
+			w.t.Fatal(err)
 		}
 	}
-	o.Command = nil
-	m := harness.Start(t, o)
-	if code := m.Stop(); code != 0 {
-		t.Errorf("exit code %d: %s", code, m.Log())
-	}
-	harness.Verify(t, w.dir, harness.Documents{"docs": 250})
 }
 
 // reachable lets every user pass through the folders above path that a test made.

@@ -34,7 +34,6 @@ def vector(i):
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
         values.append(((z ^ (z >> 31)) >> 40) / float(1 << 24))
-        state = z
     return values
 
 

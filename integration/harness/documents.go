@@ -28,9 +28,7 @@ func Vector(i int) []float64 {
 		z := state
 		z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
 		z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-		z ^= z >> 31
-		values[d] = float64(z>>40) / (1 << 24)
-		state = z
+		values[d] = float64((z^(z>>31))>>40) / (1 << 24)
 	}
 	return values
 }

@@ -126,7 +126,9 @@ func (s *Store) CheckWhole() {
 	if stored := s.Stored(); !slices.Equal(listed, stored) {
 		s.t.Errorf("manifest.json lists %d snapshots, %d have objects\nlisted: %v\nstored: %v", len(listed), len(stored), listed, stored)
 	}
-	Must(s.t, 0, s, "history", "verify")
+	for _, id := range listed {
+		Must(s.t, 0, s, "history", "verify", id)
+	}
 }
 
 // Restored copies a snapshot as plain files, as "aws s3 cp --recursive" would, to
