@@ -50,6 +50,9 @@ func (s *store) check(c *content) error {
 		return fmt.Errorf("%w: %s is inode %d born %d, and says %d born %d", errValue, fileName, inode, born, c.head.Inode, c.head.Born)
 	}
 	disk, err := s.load()
+	if errors.Is(err, errPanic) {
+		s.abandon()
+	}
 	if err != nil {
 		return damagedUnlessIO(err)
 	}
