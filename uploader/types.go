@@ -50,7 +50,7 @@ type Result struct {
 	Consistency   string
 	Files         int           // files it holds
 	Bytes         int64         // bytes they hold
-	Changed       int           // files whose content, name or mode is not the previous one's
+	Changed       int           // entries whose content, name or mode is not the previous one's, and those gone
 	BytesUploaded int64         // bytes that went over the wire; 0 where nothing was published
 	Duration      time.Duration // from the cut until the last step
 	Removed       int           // snapshots taken off the list and deleted

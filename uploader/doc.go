@@ -1,0 +1,41 @@
+// Package uploader decides when to take a snapshot, and publishes it.
+//
+// The model: a snapshot is a cut of DIR, a view, put into the store as whole
+// objects under history/<id>/ and then published by one conditional write of
+// manifest.json. The order is fixed, and what each step leaves behind if it is the
+// last one that happened is why:
+//
+//  1. cut; join no more callers.
+//  2. plan: what the journal does not mark and holds a base of is unchanged; what
+//     is marked is hashed by parts and compared with its base. The journal notes
+//     the id as pending: its objects may be in the store.
+//  3. objects, each whole: sent, or copied inside the store from the previous
+//     snapshot, pinned to the ETag that the journal recorded.
+//  4. history/<id>/manifest.json, create-only.
+//  5. the journal notes the intent: from here on the id may be published.
+//  6. manifest.json, conditional on the ETag last seen: the snapshot is published.
+//  7. the journal acknowledges it: marks that precede the cut are cleared.
+//  8. current is refreshed; the id is no longer pending.
+//  9. pending ids that are on no list are deleted: what rotation took off (noted as
+//     pending before step 6) and what earlier failures left.
+//
+// A pending id that is listed means that step 8 is still to be done for it, one
+// that is not listed that step 9 is. So one mechanism finishes or collects
+// whatever a failure or a crash left, at the end of the next snapshot.
+//
+// The promises kept here:
+//
+//   - S1 Snapshot returns a snapshot whose cut was taken after it was called.
+//   - S2 Step 6 comes after every object is stored.
+//   - S3 Step 6 is one conditional write. Whatever fails, the store has the
+//     snapshot before or the snapshot after.
+//   - S4 Bytes that the store has are not sent. Where nothing is dirty, or what is
+//     dirty turns out to be the same, nothing is stored and nothing published.
+//   - H2, H3 Rotation is by sequence; an id leaves the list before its objects go.
+//   - J2 The acknowledgement carries the number of the cut.
+//   - W1 The epoch of a takeover fences the writer before it, which then publishes
+//     nothing, deletes nothing and says so.
+//   - F4 A failed snapshot leaves the marks; Run tries again for ever.
+//
+// Not promised: that `current` is one instant (DESIGN §4).
+package uploader

@@ -1,0 +1,166 @@
+package uploader
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/tree"
+	"github.com/chromafs/chromafs/journal"
+)
+
+// item is one entry of a view on its way into a snapshot.
+type item struct {
+	rec     tree.Record     // as the snapshot will hold it
+	base    tree.Record     // as the previous snapshot holds it; zero where it does not
+	source  objstore.Object // the object that holds base's content; no key: there is none
+	trusted bool            // the content is base's because nothing marked the path; rec.Parts are base's
+}
+
+// plan is what is to be stored for one view.
+type plan struct {
+	view  View
+	items []item
+	bases int           // how many entries the previous snapshot has
+	slots chan struct{} // a token per request or hashing that may run at once
+}
+
+// newPlan tells unchanged, changed and new files apart. Files that are marked, or
+// that the journal has no base of, are hashed.
+func newPlan(ctx context.Context, view View, q Queue, parallel int) (*plan, error) {
+	p := &plan{view: view, bases: len(q.BaseRecords()), slots: make(chan struct{}, parallel)}
+	state, dirty := q.State(), q.Dirty()
+	for _, e := range view.Entries() {
+		p.items = append(p.items, newItem(e, q, state, dirty))
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallel)
+	for i := range p.items {
+		it := &p.items[i]
+		if it.rec.Type == tree.File && !it.trusted {
+			group.Go(func() error { return p.hash(gctx, it) })
+		}
+	}
+	return p, group.Wait()
+}
+
+func newItem(e tree.Entry, q Queue, state journal.State, dirty journal.Dirty) item {
+	it := item{rec: tree.Record{Entry: e}}
+	base, ok := q.Base(e.Path)
+	if ok {
+		it.base = base
+	}
+	if e.Type != tree.File {
+		return it
+	}
+	if e.Size > 0 {
+		it.rec.PartSize = tree.PartSize(e.Size)
+	}
+	if ok && base.Type == tree.File && base.ETag != "" && state.ID != "" {
+		it.source = objstore.Object{Key: history.ObjectKey(history.ID(state.ID), e.Path), Size: base.Size, ETag: base.ETag}
+	}
+	if ok && base.Type == tree.File && base.Size == e.Size && base.PartSize == it.rec.PartSize && !dirty.Covers(e.Path) {
+		it.rec.Parts, it.trusted = base.Parts, true
+	}
+	return it
+}
+
+// hash reads a file's content and sets its parts.
+func (p *plan) hash(ctx context.Context, it *item) error {
+	if err := p.hashWith(ctx, it); err != nil {
+		return fmt.Errorf("read %s: %w", it.rec.Path, err)
+	}
+	return nil
+}
+
+func (p *plan) hashWith(ctx context.Context, it *item) error {
+	size, part := it.rec.Size, it.rec.PartSize
+	if size == 0 {
+		return nil
+	}
+	f, err := p.view.Open(it.rec.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sums := make([]tree.Hash, tree.PartCount(size, part))
+	err = p.eachPart(ctx, len(sums), func(ctx context.Context, i int) error {
+		off, length := tree.PartRange(size, part, i)
+		sum, err := tree.HashPart(contextReader{ctx, f}, off, length)
+		sums[i] = sum
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	it.rec.Parts = sums
+	return nil
+}
+
+// eachPart calls f for parts 0…n-1, as many at once as there are slots.
+func (p *plan) eachPart(ctx context.Context, n int, f func(ctx context.Context, i int) error) error {
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(cap(p.slots))
+	for i := range n {
+		if gctx.Err() != nil {
+			break
+		}
+		group.Go(func() error { return p.withSlot(gctx, func() error { return f(gctx, i) }) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return endOf(ctx)
+}
+
+// withSlot calls f when fewer than the allowed number of others run.
+func (p *plan) withSlot(ctx context.Context, f func() error) error {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+		return f()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// changed reports whether an entry differs from the previous snapshot's.
+func (it *item) changed() bool {
+	return it.base.Path == "" || it.base.Mode != it.rec.Mode || !it.rec.SameContent(it.base)
+}
+
+// records returns what the snapshot holds. Where nothing was stored the objects
+// are still the previous snapshot's.
+func (p *plan) records(stored bool) []tree.Record {
+	out := make([]tree.Record, len(p.items))
+	for i := range p.items {
+		out[i] = p.items[i].rec
+		if !stored {
+			out[i].ETag = p.items[i].base.ETag
+		}
+	}
+	return out
+}
+
+// contextReader ends a long read with its context.
+type contextReader struct {
+	ctx context.Context
+	tree.Reader
+}
+
+func (r contextReader) ReadAt(b []byte, off int64) (int, error) {
+	if err := endOf(r.ctx); err != nil {
+		return 0, err
+	}
+	return r.Reader.ReadAt(b, off)
+}
+
+func endOf(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return context.Cause(ctx)
+}

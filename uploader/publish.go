@@ -1,0 +1,387 @@
+package uploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/failpoint"
+	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/journal"
+)
+
+// snapshot takes the steps of the package's doc, with the turn held. sealed is
+// called right before the cut.
+func (u *Uploader) snapshot(ctx context.Context, sealed func()) (Result, error) {
+	if err := u.confirm(ctx); err != nil {
+		return Result{}, err
+	}
+	sealed()
+	start := u.o.Now()
+	view, err := u.o.Cut(ctx)
+	if err != nil {
+		return Result{}, fmt.Errorf("cut: %w", err)
+	}
+	defer func() {
+		if err := view.Close(); err != nil {
+			u.o.Log.Warn("could not clean up after a cut", "error", err)
+		}
+	}()
+	if err := failpoint.Hit("uploader/after-cut"); err != nil {
+		return Result{}, err
+	}
+	// A mark made since hides one that precedes the cut, so any mark counts: what
+	// was only touched since turns out to be the same.
+	if u.o.Queue.Dirty().Empty() {
+		res, err := u.standing(ctx)
+		if err == nil {
+			res.Untidy = u.tidy(ctx, nil)
+		}
+		return res, err
+	}
+	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel)
+	if err != nil {
+		return Result{}, err
+	}
+	if u.basedOnNewest() && p.countChanged() == 0 {
+		return u.acknowledgeSame(ctx, p, start)
+	}
+	return u.publish(ctx, p, start)
+}
+
+// basedOnNewest reports whether the journal's base is what the store has.
+func (u *Uploader) basedOnNewest() bool {
+	s := u.o.Queue.State()
+	return s.Published && u.head.Newest != nil && s.Lineage == u.head.Lineage && s.ID == string(u.head.Newest.ID)
+}
+
+// standing returns the newest snapshot as the result of taking none.
+func (u *Uploader) standing(ctx context.Context) (Result, error) {
+	n := u.head.Newest
+	if n == nil {
+		return Result{}, nil
+	}
+	m, err := u.newestManifest(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{ID: n.ID, Sequence: u.head.Sequence, Created: n.Created, Consistency: string(m.Consistency),
+		Files: n.Files, Bytes: n.Bytes}, nil
+}
+
+// newestManifest returns what the newest snapshot holds; it asks the store once.
+func (u *Uploader) newestManifest(ctx context.Context) (*history.Manifest, error) {
+	n := u.head.Newest
+	if n == nil {
+		return nil, nil
+	}
+	if u.newest == nil || u.newest.ID != n.ID {
+		m, err := u.o.Catalog.Manifest(ctx, n.ID, n.ManifestSHA256)
+		if err != nil {
+			return nil, err
+		}
+		u.newest = m
+	}
+	return u.newest, nil
+}
+
+// acknowledgeSame ends a snapshot that would hold what the newest one holds: the
+// marks that precede the cut are cleared and nothing is published (S4).
+func (u *Uploader) acknowledgeSame(ctx context.Context, p *plan, start time.Time) (Result, error) {
+	if err := verify(ctx, p.view); err != nil {
+		return Result{}, err
+	}
+	s := u.o.Queue.State()
+	err := u.o.Queue.Acknowledge(journal.Published{Lineage: s.Lineage, Sequence: s.Sequence, Epoch: u.head.Epoch,
+		ID: s.ID, Cut: p.view.Number(), Records: p.records(false)})
+	if err != nil {
+		return Result{}, err
+	}
+	u.hasCut(start)
+	res, err := u.standing(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	res.Untidy = u.tidy(ctx, nil)
+	u.o.Log.Info("what was touched is as before; nothing to publish", "id", res.ID, "duration", u.o.Now().Sub(start))
+	return res, nil
+}
+
+// publish stores a plan as a new snapshot and publishes it.
+func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Result, error) {
+	prev, err := u.newestManifest(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	m, err := u.newManifest(p.view)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := u.step("pending", u.o.Queue.AddPending(string(m.ID))); err != nil {
+		return Result{}, err
+	}
+	t := &transfer{plan: p, id: m.ID, store: u.o.Catalog.Store(), log: u.o.Log}
+	if err := u.step("objects", t.run(ctx)); err != nil {
+		return Result{}, err
+	}
+	if err := verify(ctx, p.view); err != nil {
+		return Result{}, err
+	}
+	m.Entries = p.records(true)
+	sum, err := u.o.Catalog.PutManifest(ctx, m)
+	if err := u.step("manifest", err); err != nil {
+		return Result{}, err
+	}
+	removed, err := u.swap(ctx, m, sum, p.view.Number())
+	if err := u.step("published", err); err != nil {
+		return Result{}, err
+	}
+	if err := u.step("acknowledged", u.acknowledge()); err != nil {
+		return Result{}, err
+	}
+	u.hasCut(start)
+	u.newest = m
+	files, bytes := m.Files()
+	res := Result{ID: m.ID, Sequence: m.Sequence, Created: m.Created, Consistency: string(m.Consistency), Files: files,
+		Bytes: bytes, Changed: p.countChanged(), BytesUploaded: t.sent.Load(), Published: true}
+	res.Untidy = u.tidy(ctx, prev)
+	res.Removed = u.countGone(removed)
+	res.Duration = u.o.Now().Sub(start)
+	u.logPublished(res, removed)
+	return res, nil
+}
+
+// step is the end of a step of the order: a failpoint, and the error of either.
+func (u *Uploader) step(name string, err error) error {
+	if err != nil {
+		return err
+	}
+	return failpoint.Hit("uploader/" + name)
+}
+
+// verify lets a view that cannot keep writers out look again.
+func verify(ctx context.Context, view View) error {
+	if v, ok := view.(verifier); ok {
+		return v.Verify(ctx)
+	}
+	return nil
+}
+
+// hasCut records the cut that the interval is counted from.
+func (u *Uploader) hasCut(at time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.lastCut = at
+}
+
+// countChanged counts the entries that differ from the previous snapshot's, those
+// that are gone included.
+func (p *plan) countChanged() int {
+	n := p.bases // those of them that are in the view no more
+	for i := range p.items {
+		if p.items[i].base.Path != "" {
+			n--
+		}
+		if p.items[i].changed() {
+			n++
+		}
+	}
+	return n
+}
+
+// newManifest makes the manifest of a view, but for its entries.
+func (u *Uploader) newManifest(view View) (*history.Manifest, error) {
+	nonce, err := history.NewNonce(u.o.Rand)
+	if err != nil {
+		return nil, err
+	}
+	m := &history.Manifest{Format: history.Format, Lineage: u.head.Lineage, Sequence: u.head.Sequence + 1,
+		Epoch: u.head.Epoch, Writer: u.head.Writer, Nonce: nonce, Created: view.Created().UTC(),
+		Consistency: history.Consistency(view.Consistency())}
+	pending := u.o.Queue.State().Pending
+	for { // a clock that stands still must not make the same id twice
+		if m.ID, err = history.NewID(m.Created, u.o.Rand); err != nil {
+			return nil, err
+		}
+		if !u.head.Lists(m.ID) && !slices.Contains(pending, string(m.ID)) {
+			return m, nil
+		}
+	}
+}
+
+// maxMerges bounds how often one snapshot merges a list that was changed by
+// others under this writer's epoch.
+const maxMerges = 10
+
+// swap publishes m (step 6) under an intent (step 5) and returns what it took off
+// the list. Whoever rewrote the list meanwhile and kept the epoch wins: its list
+// is merged, not ours.
+func (u *Uploader) swap(ctx context.Context, m *history.Manifest, sum string, cut uint64) (removed []history.ID, err error) {
+	next := u.head
+	next.Format, next.Sequence, next.Nonce, next.Newest = history.Format, m.Sequence, m.Nonce, m.Summary(sum)
+	u.unacked = &journal.Published{Lineage: m.Lineage, Sequence: m.Sequence, Epoch: m.Epoch, ID: string(m.ID), Cut: cut, Records: m.Entries}
+	intent := journal.Intent{ID: string(m.ID), Nonce: m.Nonce, Cut: cut, Sequence: m.Sequence}
+	if err := u.step("intent", u.o.Queue.SetIntent(intent)); err != nil {
+		return nil, err
+	}
+	for range maxMerges {
+		next.History, removed = history.Rotate(append(slices.Clone(u.head.History), m.ID), u.o.Keep)
+		for _, id := range removed { // off the list first, then deleted: pending until then (H3)
+			if err := u.o.Queue.AddPending(string(id)); err != nil {
+				return nil, err
+			}
+		}
+		etag, err := u.o.Catalog.SwapHead(ctx, next, u.etag)
+		var stale *history.StaleError
+		switch {
+		case err == nil:
+			u.head, u.etag = next, etag
+			return removed, nil
+		case errors.Is(err, history.ErrFenced):
+			return nil, u.fence(err)
+		case !errors.As(err, &stale):
+			return nil, err
+		case newestID(stale.Head) != newestID(u.head) || stale.Head.Sequence != u.head.Sequence:
+			return nil, fmt.Errorf("%w, and names another newest snapshot, %s; the next attempt goes on from there", err, newestID(stale.Head))
+		}
+		u.head, u.etag = stale.Head, stale.ETag
+	}
+	return nil, fmt.Errorf("publish %s: %w %d times over", m.ID, history.ErrStale, maxMerges)
+}
+
+func newestID(h history.Head) history.ID {
+	if h.Newest == nil {
+		return ""
+	}
+	return h.Newest.ID
+}
+
+// acknowledge tells the journal what was published (step 7).
+func (u *Uploader) acknowledge() error {
+	if err := u.o.Queue.Acknowledge(*u.unacked); err != nil {
+		return err
+	}
+	u.unacked = nil
+	return nil
+}
+
+// tidy does steps 8 and 9 for every id that the journal holds as pending. prev is
+// what current follows now; nil where that is not known. It returns what could not
+// be done, for people: the snapshot is safe, and the next one tries again.
+func (u *Uploader) tidy(ctx context.Context, prev *history.Manifest) (untidy string) {
+	if u.etag == history.Superseded {
+		return "another writer has taken the store over since"
+	}
+	listed, unlisted := u.pending()
+	err := u.follow(ctx, prev, listed, unlisted)
+	if err == nil {
+		err = u.collect(ctx, unlisted)
+	}
+	if err == nil {
+		return ""
+	}
+	u.o.Log.Warn("the snapshots are safe, but not everything could be tidied up; the next snapshot tries again", "error", err)
+	return err.Error()
+}
+
+// pending splits the pending ids by whether the head lists them.
+func (u *Uploader) pending() (listed, unlisted []history.ID) {
+	for _, id := range u.o.Queue.State().Pending {
+		if id := history.ID(id); u.head.Lists(id) {
+			listed = append(listed, id)
+		} else {
+			unlisted = append(unlisted, id)
+		}
+	}
+	return listed, unlisted
+}
+
+// follow makes current follow the newest snapshot (step 8).
+func (u *Uploader) follow(ctx context.Context, prev *history.Manifest, listed, unlisted []history.ID) error {
+	if len(listed) == 0 {
+		return nil
+	}
+	next, err := u.newestManifest(ctx)
+	if err != nil {
+		return err
+	}
+	if len(listed) == 1 && listed[0] == next.ID && (prev != nil || len(u.head.History) == 1 && next.Sequence == 1) {
+		err = u.o.Catalog.RefreshCurrent(ctx, prev, next)
+	} else {
+		err = u.repairCurrent(ctx, next, listed, unlisted)
+	}
+	if err := u.step("current", err); err != nil {
+		return fmt.Errorf("refresh current: %w", err)
+	}
+	for _, id := range listed {
+		if err := u.o.Queue.DropPending(string(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// repairCurrent makes current follow next where earlier attempts did not come that
+// far: what it holds is looked at, and what any snapshot that it may have followed
+// named is deleted unless next names it.
+func (u *Uploader) repairCurrent(ctx context.Context, next *history.Manifest, listed, unlisted []history.ID) error {
+	maybe := slices.Concat(listed, unlisted)
+	for _, id := range listed {
+		if i := slices.Index(u.head.History, id); i > 0 {
+			maybe = append(maybe, u.head.History[i-1])
+		}
+	}
+	slices.Sort(maybe)
+	past := &history.Manifest{}
+	for _, id := range slices.Compact(maybe) {
+		if id == next.ID {
+			continue
+		}
+		m, err := u.o.Catalog.Manifest(ctx, id, "")
+		switch {
+		case err == nil:
+			past.Entries = append(past.Entries, m.Entries...)
+		case !errors.Is(err, history.ErrGone) && !errors.Is(err, objstore.ErrNotFound):
+			return err
+		}
+	}
+	_, err := u.o.Catalog.RepairCurrent(ctx, past, next)
+	return err
+}
+
+// collect deletes what no list names (step 9).
+func (u *Uploader) collect(ctx context.Context, ids []history.ID) error {
+	for _, id := range ids {
+		if err := u.step("removed", u.o.Catalog.Remove(ctx, id)); err != nil {
+			return err
+		}
+		if err := u.o.Queue.DropPending(string(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// countGone returns how many of the ids are no longer pending.
+func (u *Uploader) countGone(ids []history.ID) int {
+	pending := u.o.Queue.State().Pending
+	n := 0
+	for _, id := range ids {
+		if !slices.Contains(pending, string(id)) {
+			n++
+		}
+	}
+	return n
+}
+
+func (u *Uploader) logPublished(res Result, removed []history.ID) {
+	u.o.Log.Info("snapshot published", "id", res.ID, "sequence", res.Sequence, "files", res.Files, "changed", res.Changed,
+		"bytes", res.Bytes, "bytes_uploaded", res.BytesUploaded, "duration", res.Duration,
+		"consistency", res.Consistency, "removed", res.Removed)
+	if len(removed) > 0 {
+		u.o.Log.Info("history rotated", "kept", len(u.head.History), "keep", u.o.Keep, "taken_off", removed, "deleted", res.Removed)
+	}
+}

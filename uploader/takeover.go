@@ -1,0 +1,144 @@
+package uploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/exitcode"
+	"github.com/chromafs/chromafs/internal/failpoint"
+	"github.com/chromafs/chromafs/journal"
+)
+
+// Takeover makes this process the writer of the store (W1): it replaces the head
+// that the caller read by one with the next epoch, on condition that it is still
+// that one, and creates it where there is none (etag ""). The list and the newest
+// snapshot stay. Where someone else came first, the error is the catalog's
+// *StaleError or *FencedError: read again, decide again.
+func (u *Uploader) Takeover(ctx context.Context, head history.Head, etag string) (history.Head, error) {
+	if err := u.takeTurn(ctx); err != nil {
+		return history.Head{}, err
+	}
+	defer u.leaveTurn()
+	if err := u.takeover(ctx, head, etag); err != nil {
+		return history.Head{}, fmt.Errorf("take over the store: %w", err)
+	}
+	return u.head, nil
+}
+
+func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string) error {
+	nonce, err := history.NewNonce(u.o.Rand)
+	if err != nil {
+		return err
+	}
+	s := u.o.Queue.State()
+	next := head
+	next.History = slices.Clone(head.History)
+	next.Format, next.Epoch, next.Writer, next.Nonce = history.Format, head.Epoch+1, s.Writer, nonce
+	if next.Lineage == "" {
+		if next.Lineage, err = history.NewNonce(u.o.Rand); err != nil {
+			return err
+		}
+	}
+	if err := failpoint.Hit("uploader/takeover"); err != nil {
+		return err
+	}
+	newETag, err := u.o.Catalog.SwapHead(ctx, next, etag)
+	if err != nil {
+		return err
+	}
+	u.head, u.etag, u.attached = next, newETag, true
+	if err := failpoint.Hit("uploader/taken-over"); err != nil {
+		return err
+	}
+	if s.Published && s.Lineage != next.Lineage {
+		return nil // a restore is about to give the journal another base, and the epoch with it
+	}
+	return u.o.Queue.SetEpoch(next.Lineage, next.Epoch)
+}
+
+// confirm finds out whether this is still the writer, before anything is cut or
+// sent, and learns the list as it is now. An uploader that has not taken over yet
+// (a mount that began offline) does, if the store is where its journal left it.
+func (u *Uploader) confirm(ctx context.Context) error {
+	if err := u.isFenced(); err != nil {
+		return err
+	}
+	head, etag, err := u.o.Catalog.Head(ctx)
+	if err != nil && !errors.Is(err, history.ErrNoBackup) {
+		return err
+	}
+	switch {
+	case !u.attached:
+		return u.attach(ctx, head, etag)
+	case etag == u.etag:
+	case etag == "":
+		return exitcode.New(exitcode.Conflict, fmt.Errorf("%w: the store was emptied while this writer had it", ErrDiverged),
+			"what is local is untouched; bring the store's objects back, or stop and mount again to be shown the choices")
+	case head.Lineage != u.head.Lineage || head.Epoch != u.head.Epoch || head.Writer != u.head.Writer:
+		return u.fence(&history.FencedError{Head: head})
+	}
+	u.head, u.etag = head, etag
+	return u.completeIntent(ctx)
+}
+
+// attach takes the store over if its newest snapshot is what the journal is based
+// on; otherwise what is served here and what is published have diverged, and stay
+// so until the next mount decides.
+func (u *Uploader) attach(ctx context.Context, head history.Head, etag string) error {
+	u.head = head
+	if err := u.completeIntent(ctx); err != nil {
+		return err
+	}
+	s := u.o.Queue.State()
+	if head.Newest == nil && s.Published || head.Newest != nil && !u.basedOnNewest() {
+		return u.fence(fmt.Errorf("%w: %s, not %s", ErrDiverged, orNone(string(newestID(head))), orNone(s.ID)))
+	}
+	err := u.takeover(ctx, head, etag)
+	if errors.Is(err, history.ErrFenced) || errors.Is(err, history.ErrStale) {
+		return fmt.Errorf("another writer took the store over at the same moment: %w", err)
+	}
+	return err
+}
+
+func orNone(id string) string {
+	if id == "" {
+		return "none"
+	}
+	return id
+}
+
+// completeIntent acknowledges a snapshot that was published although nobody saw
+// the answer: the journal's intent is in the list (step 7).
+func (u *Uploader) completeIntent(ctx context.Context) error {
+	if p := u.unacked; p != nil && u.head.Lists(history.ID(p.ID)) {
+		u.o.Log.Info("the last snapshot was published after all", "id", p.ID)
+		return u.acknowledge()
+	}
+	_, err := CompleteIntent(ctx, u.o.Catalog, u.o.Queue, u.head)
+	return err
+}
+
+// CompleteIntent acknowledges the snapshot of the journal's intent if head lists
+// it, and reports whether it did. The marks that precede its cut are cleared, the
+// others stay (J2); stats are not known any more, so the journal's next scan reads
+// every file.
+func CompleteIntent(ctx context.Context, c *history.Catalog, q Queue, head history.Head) (bool, error) {
+	i := q.State().Intent
+	if i == nil || !head.Lists(history.ID(i.ID)) {
+		return false, nil
+	}
+	sum := ""
+	if head.Newest != nil && head.Newest.ID == history.ID(i.ID) {
+		sum = head.Newest.ManifestSHA256
+	}
+	m, err := c.Manifest(ctx, history.ID(i.ID), sum)
+	if err != nil {
+		return false, fmt.Errorf("finish the publication of %s: %w", i.ID, err)
+	}
+	err = q.Acknowledge(journal.Published{Lineage: m.Lineage, Sequence: m.Sequence, Epoch: head.Epoch,
+		ID: i.ID, Cut: i.Cut, Records: m.Entries})
+	return err == nil, err
+}

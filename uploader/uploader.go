@@ -1,0 +1,233 @@
+package uploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/journal"
+)
+
+// Options are what New needs. Those without a default must be given.
+type Options struct {
+	Cut          func(ctx context.Context) (View, error)
+	Queue        Queue
+	Catalog      *history.Catalog
+	Interval     time.Duration    // between the cuts that Run takes
+	Settle       time.Duration    // how long Run waits for a moment without a write; at most a tenth of Interval counts
+	Keep         int              // how many snapshots are listed (H2)
+	LastMutation func() time.Time // zero: none yet; nil: nothing mutates
+	Parallel     int              // requests and hashing at once; default 4
+	Now          func() time.Time // must go forward as time.Now does, with a monotonic reading
+	Rand         io.Reader        // ids, nonces, jitter; read by one at a time
+	Log          *slog.Logger
+}
+
+const defaultParallel = 4
+
+func (o *Options) check() error {
+	switch {
+	case o.Cut == nil || o.Queue == nil || o.Catalog == nil || o.Now == nil || o.Rand == nil || o.Log == nil:
+		return errors.New("uploader: Cut, Queue, Catalog, Now, Rand and Log are required")
+	case o.Interval <= 0:
+		return fmt.Errorf("uploader: the interval must be more than 0, not %v", o.Interval)
+	case o.Settle < 0:
+		return fmt.Errorf("uploader: the time to settle must not be negative, as %v is", o.Settle)
+	case o.Keep < 1:
+		return fmt.Errorf("uploader: at least 1 snapshot is kept, not %d", o.Keep)
+	case o.Parallel < 0:
+		return fmt.Errorf("uploader: parallel must not be negative, as %d is", o.Parallel)
+	}
+	if o.Parallel == 0 {
+		o.Parallel = defaultParallel
+	}
+	if o.LastMutation == nil {
+		o.LastMutation = func() time.Time { return time.Time{} }
+	}
+	o.Settle = min(o.Settle, o.Interval/10)
+	return nil
+}
+
+// Uploader publishes the snapshots of one DIR to one store.
+//
+// Lock order: turn, then mu. Requests and the journal's transactions happen under
+// turn and never under mu.
+type Uploader struct {
+	o    Options
+	turn chan struct{} // holds a token while someone has the turn, and with it what follows
+
+	attached bool               // this process has taken the store over
+	head     history.Head       // as last seen
+	etag     string             // of it
+	newest   *history.Manifest  // what head.Newest names, where it is known
+	unacked  *journal.Published // what step 6 was asked to publish and step 7 was not told of
+
+	mu       sync.Mutex // guards what follows
+	joinable *attempt   // the next to cut; nil: there is none
+	fenced   error      // set once
+	lastCut  time.Time  // of the last snapshot
+	retryAt  time.Time  // when Run tries again after a failure
+	status   Status     // but what Status computes
+}
+
+// attempt is one snapshot that callers wait for.
+type attempt struct {
+	done chan struct{} // closed when the rest is set
+	res  Result
+	err  error
+}
+
+// New returns an uploader. It does nothing before Takeover, Run or Snapshot.
+func New(o Options) (*Uploader, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	return &Uploader{o: o, turn: make(chan struct{}, 1)}, nil
+}
+
+// Snapshot takes a snapshot now and returns when it is published and the store is
+// tidied. Callers that come before the cut share one (S1). With nothing dirty it
+// returns the newest snapshot. It is ErrFenced for good once another writer has
+// taken over.
+func (u *Uploader) Snapshot(ctx context.Context) (Result, error) {
+	for {
+		a, leads := u.join()
+		if leads {
+			u.lead(ctx, a)
+		}
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+			return Result{}, fmt.Errorf("snapshot: %w", context.Cause(ctx))
+		}
+		var gone leaderGone
+		if !leads && errors.As(a.err, &gone) {
+			continue
+		}
+		if a.err != nil {
+			return Result{}, fmt.Errorf("snapshot: %w", a.err)
+		}
+		return a.res, nil
+	}
+}
+
+// join returns the attempt whose cut is still to come, and whether the caller is
+// the one to carry it out.
+func (u *Uploader) join() (a *attempt, leads bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.joinable == nil {
+		u.joinable, leads = &attempt{done: make(chan struct{})}, true
+	}
+	return u.joinable, leads
+}
+
+// seal lets nobody join a any more.
+func (u *Uploader) seal(a *attempt) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.joinable == a {
+		u.joinable = nil
+	}
+}
+
+// lead carries an attempt out in the context of its first caller.
+func (u *Uploader) lead(ctx context.Context, a *attempt) {
+	defer close(a.done)
+	defer u.seal(a)
+	if err := u.takeTurn(ctx); err != nil {
+		a.err = leaderGone{err}
+		return
+	}
+	defer u.leaveTurn()
+	u.began()
+	a.res, a.err = u.snapshot(ctx, func() { u.seal(a) })
+	u.ended(ctx, a.res, a.err)
+	if a.err != nil && ctx.Err() != nil {
+		a.err = leaderGone{a.err}
+	}
+}
+
+func (u *Uploader) takeTurn(ctx context.Context) error {
+	select {
+	case u.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (u *Uploader) leaveTurn() { <-u.turn }
+
+func (u *Uploader) began() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.status.Running = true
+}
+
+// ended records how an attempt went, for Run, Status and the log.
+func (u *Uploader) ended(ctx context.Context, res Result, err error) {
+	canceled := ctx.Err() != nil && errors.Is(err, context.Canceled) // that says nothing about the store
+	u.mu.Lock()
+	u.status.Running = false
+	switch {
+	case err == nil:
+		u.status.Last = &res
+		u.status.LastError, u.status.FailingSince, u.status.Failures = res.Untidy, time.Time{}, 0
+		u.retryAt = time.Time{}
+	case !canceled:
+		if u.status.Failures == 0 {
+			u.status.FailingSince = u.o.Now()
+		}
+		u.status.Failures++
+		u.status.LastError = err.Error()
+		u.retryAt = u.o.Now().Add(u.backoff(u.status.Failures))
+	}
+	s, retryAt := u.status, u.retryAt
+	u.mu.Unlock()
+	if err != nil && !canceled {
+		u.o.Log.Error("snapshot failed; what is dirty stays so", "error", err,
+			"failures", s.Failures, "failing_since", s.FailingSince, "retry_at", retryAt)
+	}
+}
+
+// fence records that another writer has taken over. It is final.
+func (u *Uploader) fence(cause error) error {
+	err := &FencedError{Store: u.o.Catalog.Store().String(), Err: cause}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.fenced == nil {
+		u.fenced = err
+	}
+	return u.fenced
+}
+
+func (u *Uploader) isFenced() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.fenced
+}
+
+// Status returns how things stand. It asks nobody but the journal.
+func (u *Uploader) Status() Status {
+	dirty := u.o.Queue.Dirty()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s := u.status
+	s.LastCut = u.lastCut
+	s.DirtySince, s.DirtyPaths, s.AllDirty = dirty.Since, len(dirty.Marks), dirty.All
+	s.Fenced = u.fenced != nil
+	if !dirty.Empty() && !s.Fenced {
+		s.NextDue = u.dueLocked(u.o.Now())
+	}
+	if s.Last != nil {
+		last := *s.Last
+		s.Last = &last
+	}
+	return s
+}
