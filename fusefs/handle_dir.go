@@ -67,7 +67,7 @@ func (s *fsys) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if h == nil {
 		return status(syscall.EBADF)
 	}
-	return status(s.barrier(requestContext(cancel, &in.InHeader), h.node, true))
+	return status(s.barrier(requestContext(cancel, &in.InHeader), h.node, syncKindOf(in)))
 }
 
 // ReadDir lists names.

@@ -200,7 +200,16 @@ func (s *fsys) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if h == nil {
 		return status(syscall.EBADF)
 	}
-	return status(s.barrier(requestContext(cancel, &in.InHeader), h.node, false))
+	return status(s.barrier(requestContext(cancel, &in.InHeader), h.node, syncKindOf(in)))
+}
+
+// syncKindOf tells fdatasync(2) from fsync(2).
+func syncKindOf(in *fuse.FsyncIn) syncKind {
+	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
+	if in.FsyncFlags&dataOnly != 0 {
+		return syncData
+	}
+	return syncAll
 }
 
 // Fallocate reserves or frees space of the backing file, in every mode it has.
