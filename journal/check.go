@@ -39,7 +39,7 @@ func (s *store) check(c *content) error {
 	if err != nil {
 		return err
 	}
-	if err := verify(s.file, info.Size()); err != nil {
+	if _, err := verify(s.file, info.Size()); err != nil {
 		return &DamagedError{Name: fileName, Err: err}
 	}
 	inode, born, err := identity(s.file)

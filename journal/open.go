@@ -118,11 +118,15 @@ func (j *Journal) openReserve() error {
 		return err
 	}
 	j.reserve = r
-	if !usable {
-		// Whether everything was dirty can no longer be known, so it is.
+	if !usable || j.store.suspect {
+		// Marks may be missing, or the one that stood for them: everything is dirty.
 		now := j.now().UnixNano()
-		m = &mark{cut: j.content.head.Cut, first: now, at: now}
-		j.log.Warn("the reserve block was missing or damaged: everything counts as changed", "file", reserveName)
+		if m == nil {
+			m = &mark{first: now, at: now}
+		}
+		m.cut = max(m.cut, j.content.head.Cut)
+		j.log.Warn("the journal may lack marks: everything counts as changed",
+			"reserve_usable", usable, "meta_page_damaged", j.store.suspect)
 		if err := r.prepare(m); err != nil {
 			return err
 		}

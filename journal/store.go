@@ -100,6 +100,8 @@ type store struct {
 	// disk holds, is uncertain (a page whose sync failed counts as clean from then
 	// on, fsync(2)). The next commit writes a new file.
 	broken bool
+	// suspect: what open read may lack the last transaction, see verify.
+	suspect bool
 }
 
 // step is where a test or a failpoint may end, hold or fail what is done.
@@ -308,7 +310,7 @@ func (s *store) read() (*content, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := verify(s.file, info.Size()); err != nil {
+	if s.suspect, err = verify(s.file, info.Size()); err != nil {
 		return nil, damagedUnlessIO(err)
 	}
 	if err := s.openDB(); err != nil {

@@ -15,19 +15,22 @@ import (
 // reach is looked at here first, through bounded reads: metas, tree, free list.
 // (The format is that of go.etcd.io/bbolt, version 2; it has not changed since
 // 2014. What the values say has checksums of its own.)
-func verify(r io.ReaderAt, size int64) error {
-	meta, err := newestMeta(r, size)
+//
+// suspect means that one of the two meta pages is no good. They are written in
+// turn, so the other may be one transaction behind.
+func verify(r io.ReaderAt, size int64) (suspect bool, err error) {
+	meta, suspect, err := newestMeta(r, size)
 	if err != nil {
-		return err
+		return false, err
 	}
 	v := verifier{r: r, meta: meta, seen: map[uint64]bool{0: true, 1: true}}
 	if meta.pages < 4 || meta.pages > uint64(size)/meta.pageSize {
-		return fmt.Errorf("%w: %d bytes, but %d pages of %d bytes", io.ErrUnexpectedEOF, size, meta.pages, meta.pageSize)
+		return false, fmt.Errorf("%w: %d bytes, but %d pages of %d bytes", io.ErrUnexpectedEOF, size, meta.pages, meta.pageSize)
 	}
 	if err := v.tree(meta.root, nil, nil, true); err != nil {
-		return err
+		return false, err
 	}
-	return v.freelist()
+	return suspect, v.freelist()
 }
 
 var errPage = errors.New("bad page")
@@ -50,30 +53,30 @@ const (
 
 type boltMeta struct{ pageSize, root, freelist, pages, txid uint64 }
 
-func newestMeta(r io.ReaderAt, size int64) (newest boltMeta, err error) {
-	found := false
+func newestMeta(r io.ReaderAt, size int64) (newest boltMeta, suspect bool, err error) {
+	found := 0
 	try := func(off int64) {
 		m, merr := readMeta(r, off)
 		if merr != nil {
 			err = errors.Join(err, merr)
 			return
 		}
-		if !found || m.txid > newest.txid {
-			found, newest = true, m
+		if found++; found == 1 || m.txid > newest.txid {
+			newest = m
 		}
 	}
 	try(0)
-	if found {
+	if found == 1 {
 		try(int64(newest.pageSize))
 	} else {
-		for off := int64(minPageSize); off <= maxPageSize && off < size && !found; off *= 2 {
+		for off := int64(minPageSize); off <= maxPageSize && off < size && found == 0; off *= 2 {
 			try(off)
 		}
 	}
-	if !found {
-		return boltMeta{}, err
+	if found == 0 {
+		return boltMeta{}, false, err
 	}
-	return newest, nil
+	return newest, found == 1, nil
 }
 
 func readMeta(r io.ReaderAt, off int64) (boltMeta, error) {
