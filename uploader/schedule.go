@@ -37,9 +37,10 @@ func (u *Uploader) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		since = time.Time{}
 		// An error is logged, kept for Status and decides about the next try.
-		_, _ = u.Snapshot(ctx)
+		if _, err := u.Snapshot(ctx); err == nil {
+			since = time.Time{}
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -47,10 +48,10 @@ func (u *Uploader) Run(ctx context.Context) error {
 }
 
 // next returns how long Run waits before it looks again, 0 for a snapshot now, and
-// since when one has been due.
+// since when one has been due. A failure does not make it wait for quiet anew.
 func (u *Uploader) next(now, since time.Time) (time.Duration, time.Time) {
 	u.mu.Lock()
-	due := u.dueLocked(now)
+	due, retryAt := u.dueLocked(now), u.retryAt
 	u.mu.Unlock()
 	if wait := due.Sub(now); wait > 0 {
 		return wait, time.Time{}
@@ -61,6 +62,9 @@ func (u *Uploader) next(now, since time.Time) (time.Duration, time.Time) {
 	if since.IsZero() {
 		since = now
 	}
+	if wait := retryAt.Sub(now); wait > 0 {
+		return wait, since
+	}
 	last := u.o.LastMutation()
 	if last.IsZero() || now.Sub(last) >= u.o.Settle {
 		return 0, since
@@ -70,16 +74,12 @@ func (u *Uploader) next(now, since time.Time) (time.Duration, time.Time) {
 	return max(0, min(quiet, latest)), since
 }
 
-// dueLocked returns when a snapshot is due if something is dirty.
+// dueLocked returns when the interval has passed.
 func (u *Uploader) dueLocked(now time.Time) time.Time {
-	due := now
-	if !u.lastCut.IsZero() {
-		due = u.lastCut.Add(u.o.Interval)
+	if u.lastCut.IsZero() {
+		return now
 	}
-	if u.retryAt.After(due) {
-		due = u.retryAt
-	}
-	return due
+	return u.lastCut.Add(u.o.Interval)
 }
 
 // look is how often Run looks whether something became dirty.

@@ -223,7 +223,9 @@ func (u *Uploader) Status() Status {
 	s.DirtySince, s.DirtyPaths, s.AllDirty = dirty.Since, len(dirty.Marks), dirty.All
 	s.Fenced = u.fenced != nil
 	if !dirty.Empty() && !s.Fenced {
-		s.NextDue = u.dueLocked(u.o.Now())
+		if s.NextDue = u.dueLocked(u.o.Now()); u.retryAt.After(s.NextDue) {
+			s.NextDue = u.retryAt
+		}
 	}
 	if s.Last != nil {
 		last := *s.Last
