@@ -18,8 +18,7 @@ func ClearDeadMount(mountpoint string) error {
 	// A daemon that was killed in a row left one mount each.
 	const most = 64
 	for range most {
-		var st unix.Stat_t
-		if err := unix.Stat(abs, &st); err != unix.ENOTCONN {
+		if !isDead(abs) {
 			return nil
 		}
 		if m, ok := mountAt(abs); !ok || !strings.HasPrefix(m.Type, "fuse") {
@@ -30,4 +29,12 @@ func ClearDeadMount(mountpoint string) error {
 		}
 	}
 	return &MountError{Mountpoint: abs, Unmounting: true, Err: fmt.Errorf("more than %d dead mounts: %w", most, unix.ENOTCONN)}
+}
+
+// isDead reports whether a FUSE mount without a daemon is at a path. It asks with
+// statfs(2), which always reaches the daemon: stat(2) of a dead mount's root may
+// well succeed, from the kernel's cache.
+func isDead(path string) bool {
+	var st unix.Statfs_t
+	return again(func() error { return unix.Statfs(path, &st) }) == unix.ENOTCONN
 }

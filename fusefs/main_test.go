@@ -27,9 +27,8 @@ const childEnv = "CHROMAFS_TEST_CHILD"
 // can be killed.
 func children() map[string]func(args []string) error {
 	return map[string]func(args []string) error{
-		"serve":    childServe,
-		"ops":      childOps,
-		"usermode": childUserMode,
+		"serve": childServe,
+		"ops":   childOps,
 	}
 }
 

@@ -149,6 +149,9 @@ func checkMountpoint(root *os.File, mountpoint string) (string, error) {
 	if err := unix.Fstat(int(root.Fd()), &rootStat); err != nil {
 		return "", &os.PathError{Op: "stat", Path: root.Name(), Err: err}
 	}
+	if isDead(abs) {
+		return "", &MountError{Mountpoint: abs, Err: unix.ENOTCONN}
+	}
 	fd, err := unix.Open(abs, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", &MountError{Mountpoint: abs, Err: err}
