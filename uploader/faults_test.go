@@ -208,6 +208,38 @@ func TestPublishedButNotAcknowledged(t *testing.T) {
 	}
 }
 
+// A write of the head that arrives after everybody gave it up changes nothing: the
+// next attempt has taken away the ETag that it waits for.
+func TestLateWriteOfTheHead(t *testing.T) {
+	w := newWorld(t).open().takeover()
+	w.write("a", []byte("1"))
+	first := w.snapshot()
+	late, etag := w.u.head, w.u.etag
+	w.write("a", []byte("2"))
+	w.store.Fail = func(op memstore.Op) error {
+		if op.Kind == "put" && op.Key == history.HeadKey && !op.After {
+			return errInjected
+		}
+		return nil
+	}
+	if _, err := w.u.Snapshot(t.Context()); !errors.Is(err, errInjected) {
+		t.Fatal(err)
+	}
+	w.store.Fail = nil
+	w.write("a", []byte("1")) // as it was: the next attempt has nothing to publish
+	if r := w.snapshot(); r.ID != first.ID || r.Published {
+		t.Errorf("%+v", r)
+	}
+	if s := w.j.State(); s.Intent != nil {
+		t.Errorf("intent %+v", s.Intent)
+	}
+	late.Sequence, late.Nonce = late.Sequence+1, "0123456789abcdef0123456789abcdef"
+	if _, err := w.catalog().SwapHead(t.Context(), late, etag); err == nil && w.head().Sequence != 1 {
+		t.Error("the late write arrived")
+	}
+	w.checkTidy()
+}
+
 func TestTakeoverMayFail(t *testing.T) {
 	for n := 0; ; n++ {
 		f := &faults{fail: -1}

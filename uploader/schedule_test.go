@@ -197,12 +197,12 @@ func TestOptionsAreChecked(t *testing.T) {
 	w := newWorld(t).open()
 	good := w.u.o
 	for name, spoil := range map[string]func(*Options){
-		"no cut":      func(o *Options) { o.Cut = nil },
-		"no log":      func(o *Options) { o.Log = nil },
-		"no interval": func(o *Options) { o.Interval = 0 },
-		"settle":      func(o *Options) { o.Settle = -1 },
-		"keep":        func(o *Options) { o.Keep = 0 },
-		"parallel":    func(o *Options) { o.Parallel = -1 },
+		"no cut":   func(o *Options) { o.Cut = nil },
+		"no log":   func(o *Options) { o.Log = nil },
+		"interval": func(o *Options) { o.Interval = -1 },
+		"settle":   func(o *Options) { o.Settle = -1 },
+		"keep":     func(o *Options) { o.Keep = 0 },
+		"parallel": func(o *Options) { o.Parallel = -1 },
 	} {
 		o := good
 		spoil(&o)

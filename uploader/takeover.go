@@ -53,6 +53,11 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 	if err := failpoint.Hit("uploader/taken-over"); err != nil {
 		return err
 	}
+	if s.Intent != nil && !next.Lists(history.ID(s.Intent.ID)) { // it cannot come true any more: its ETag is gone
+		if err := u.o.Queue.ClearIntent(); err != nil {
+			return err
+		}
+	}
 	if s.Published && s.Lineage != next.Lineage {
 		return nil // a restore is about to give the journal another base, and the epoch with it
 	}
@@ -81,7 +86,41 @@ func (u *Uploader) confirm(ctx context.Context) error {
 		return u.fence(&history.FencedError{Head: head})
 	}
 	u.head, u.etag = head, etag
-	return u.completeIntent(ctx)
+	if err := u.completeIntent(ctx); err != nil {
+		return err
+	}
+	return u.annulIntent(ctx)
+}
+
+// annulIntent ends an intent that is not in the list: a write of the head whose
+// answer never came could still arrive. Replacing the head by itself under another
+// nonce takes the ETag away that it waits for.
+func (u *Uploader) annulIntent(ctx context.Context) error {
+	i := u.o.Queue.State().Intent
+	if i == nil {
+		return nil
+	}
+	next := u.head
+	var err error
+	if next.Nonce, err = history.NewNonce(u.o.Rand); err != nil {
+		return err
+	}
+	etag, err := u.o.Catalog.SwapHead(ctx, next, u.etag)
+	switch {
+	case errors.Is(err, history.ErrFenced):
+		return u.fence(err)
+	case err != nil:
+		return fmt.Errorf("annul the publication of %s: %w", i.ID, err)
+	}
+	now, nowETag, err := u.o.Catalog.Head(ctx)
+	if err != nil && !errors.Is(err, history.ErrNoBackup) {
+		return err
+	}
+	if now.Nonce != next.Nonce || nowETag != etag {
+		return fmt.Errorf("annul the publication of %s: %w", i.ID, history.ErrStale)
+	}
+	u.head, u.etag, u.unacked = next, etag, nil
+	return u.o.Queue.ClearIntent()
 }
 
 // attach takes the store over if its newest snapshot is what the journal is based

@@ -18,7 +18,7 @@ type Options struct {
 	Cut          func(ctx context.Context) (View, error)
 	Queue        Queue
 	Catalog      *history.Catalog
-	Interval     time.Duration    // between the cuts that Run takes
+	Interval     time.Duration    // between the cuts that Run takes; default 1 h
 	Settle       time.Duration    // how long Run waits for a moment without a write; at most a tenth of Interval counts
 	Keep         int              // how many snapshots are listed (H2)
 	LastMutation func() time.Time // zero: none yet; nil: nothing mutates
@@ -28,14 +28,17 @@ type Options struct {
 	Log          *slog.Logger
 }
 
-const defaultParallel = 4
+const (
+	defaultParallel = 4
+	defaultInterval = time.Hour
+)
 
 func (o *Options) check() error {
 	switch {
 	case o.Cut == nil || o.Queue == nil || o.Catalog == nil || o.Now == nil || o.Rand == nil || o.Log == nil:
 		return errors.New("uploader: Cut, Queue, Catalog, Now, Rand and Log are required")
-	case o.Interval <= 0:
-		return fmt.Errorf("uploader: the interval must be more than 0, not %v", o.Interval)
+	case o.Interval < 0:
+		return fmt.Errorf("uploader: the interval must not be negative, as %v is", o.Interval)
 	case o.Settle < 0:
 		return fmt.Errorf("uploader: the time to settle must not be negative, as %v is", o.Settle)
 	case o.Keep < 1:
@@ -45,6 +48,9 @@ func (o *Options) check() error {
 	}
 	if o.Parallel == 0 {
 		o.Parallel = defaultParallel
+	}
+	if o.Interval == 0 {
+		o.Interval = defaultInterval
 	}
 	if o.LastMutation == nil {
 		o.LastMutation = func() time.Time { return time.Time{} }
