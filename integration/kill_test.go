@@ -60,8 +60,8 @@ func TestKilledUnderLoad(t *testing.T) {
 		// on the disk.
 		"before a write":  func(round int) string { return killAfter("fusefs/write", 2000*round+1500) },
 		"after a write":   func(round int) string { return killAfter("fusefs/written", 2000*round+1500) },
-		"before a fsync":  func(round int) string { return killAfter("fusefs/fsync", 60*round+60) },
-		"at a first mark": func(round int) string { return killAfter("journal/mark", round+2) },
+		"before a fsync":  func(round int) string { return killAfter("fusefs/sync", 60*round+60) },
+		"at a first mark": func(round int) string { return killAfter("journal/mark-before", round+2) },
 	}
 	for name, failpoint := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -282,8 +282,7 @@ func (m *Mount) Status() map[string]any {
 // Dirty reports whether something waits for the next snapshot.
 func (m *Mount) Dirty() bool {
 	m.t.Helper()
-	since, _ := m.Status()["dirty_since"].(string)
-	return since != ""
+	return m.Status()["dirty"] != false
 }
 
 // Unmount asks for the final flush and the end; the daemon must exit with 0.

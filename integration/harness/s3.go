@@ -6,13 +6,12 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
+
+	"github.com/chromafs/chromafs/internal/testutil/versitygw"
 )
 
 const bucket = "backups"
@@ -20,33 +19,10 @@ const bucket = "backups"
 // NewS3Store makes a bucket on an S3 server of its own.
 func NewS3Store(t testing.TB) *Store {
 	t.Helper()
-	binary := prerequisite(t, "CHROMAFS_TEST_VERSITYGW")
-	root := t.TempDir()
-	if err := os.Mkdir(filepath.Join(root, bucket), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	s := &Store{t: t, Folder: filepath.Join(root, bucket, "chromadb"), URL: "s3://" + bucket,
-		Endpoint: fmt.Sprintf("http://127.0.0.1:%d", FreePort(t)), Key: "test-key", Secret: "test-secret-that-no-log-may-show"}
-	log := &lockedBuffer{}
-	cmd := exec.Command(binary, "--quiet", "--port", strings.TrimPrefix(s.Endpoint, "http://"), "posix", root)
-	cmd.Env = environ("ROOT_ACCESS_KEY="+s.Key, "ROOT_SECRET_KEY="+s.Secret)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()         // killed
-	})
-	Eventually(t, 30*time.Second, "versitygw answers: "+log.String(), func() bool {
-		resp, err := http.Get(s.Endpoint)
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return true
-	})
-	return s
+	server := versitygw.Start(t)
+	server.CreateBucket(bucket)
+	return &Store{t: t, Folder: filepath.Join(server.Dir, bucket, "chromadb"), URL: "s3://" + bucket,
+		Endpoint: server.Endpoint, Region: server.Region, Key: server.AccessKey, Secret: server.SecretKey}
 }
 
 // Trouble is what a Gate does with a request.

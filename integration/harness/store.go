@@ -19,6 +19,7 @@ type Store struct {
 	Folder   string // of the prefix
 	URL      string
 	Endpoint string // s3 only
+	Region   string // s3 only
 	Key      string // s3 only
 	Secret   string // s3 only
 }
@@ -45,7 +46,7 @@ func (s *Store) flags() []string {
 	}
 	flags := []string{"--store", s.URL}
 	if s.Endpoint != "" {
-		flags = append(flags, "--s3-endpoint", s.Endpoint, "--s3-region", "us-east-1")
+		flags = append(flags, "--s3-endpoint", s.Endpoint, "--s3-region", s.Region)
 	}
 	return flags
 }
