@@ -91,7 +91,7 @@ func (v *verifier) part(ctx context.Context, r *tree.Record, part int) error {
 		if errors.Is(err, objstore.ErrNotFound) {
 			err = v.c.missing(ctx, v.m.ID, err)
 		}
-		if !errors.Is(err, ErrGone) {
+		if otherCopyMayHelp(err) {
 			v.damaged(r, part, err)
 			return nil
 		}

@@ -1,0 +1,68 @@
+package history
+
+import (
+	"bytes"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// holeBlock is how much has to be zero, and where, to be left out of a file.
+const holeBlock = 64 << 10
+
+// hole is a range of a file that is being written once. Blocks of zeros stay holes.
+// It is for one goroutine.
+type hole struct {
+	f           *os.File
+	off, length int64
+	dirty       bool // it may hold something else than zeros
+}
+
+// write puts p at off. Writing the beginning of the range starts anew.
+func (h *hole) write(p []byte, off int64) error {
+	if off == h.off {
+		if err := h.reset(); err != nil {
+			return err
+		}
+	}
+	for len(p) > 0 {
+		n := min(int64(len(p)), holeBlock-off%holeBlock)
+		if !allZero(p[:n]) {
+			h.dirty = true
+			if _, err := h.f.WriteAt(p[:n], off); err != nil {
+				return err
+			}
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// reset makes the range zeros: a hole where the file system has holes.
+func (h *hole) reset() error {
+	if !h.dirty {
+		return nil
+	}
+	err := unix.Fallocate(int(h.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, h.off, h.length)
+	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
+		err = h.overwrite()
+	}
+	if err != nil {
+		return &os.PathError{Op: "punch a hole in", Path: h.f.Name(), Err: err}
+	}
+	h.dirty = false
+	return nil
+}
+
+func (h *hole) overwrite() error {
+	for off := h.off; off < h.off+h.length; off += holeBlock {
+		if _, err := h.f.WriteAt(zeroBlock[:min(holeBlock, h.off+h.length-off)], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var zeroBlock [holeBlock]byte
+
+func allZero(p []byte) bool { return bytes.Equal(p, zeroBlock[:len(p)]) }
