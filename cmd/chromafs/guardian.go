@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/chromafs/chromafs/internal/sqlitelock"
+)
+
+// rescanEvery is how often DIR is searched for new databases.
+const rescanEvery = 30 * time.Second
+
+// guardian keeps applications that were pointed at DIR by mistake from writing
+// past the mount, and says so loudly (DESIGN §3).
+type guardian struct {
+	guard  *sqlitelock.Guard
+	log    *slog.Logger
+	warned map[sqlitelock.User]bool
+}
+
+func newGuardian(l *local, log *slog.Logger) *guardian {
+	return &guardian{guard: sqlitelock.NewGuard(l.dir.Root(), skipState, log), log: log, warned: map[sqlitelock.User]bool{}}
+}
+
+// run looks at once and then again and again until ctx ends.
+func (g *guardian) run(ctx context.Context) {
+	tick := time.NewTicker(rescanEvery)
+	defer tick.Stop()
+	for {
+		if err := g.look(); err != nil {
+			g.log.Warn("DIR could not be searched for databases to protect", keyError, err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (g *guardian) look() error {
+	databases, err := g.guard.Rescan()
+	users, usersErr := sqlitelock.Users(databases)
+	for _, u := range users {
+		if !g.warned[u] {
+			g.warned[u] = true
+			warnOfUser(g.log, u)
+		}
+	}
+	return errors.Join(err, usersErr)
+}
+
+func (g *guardian) close() error { return g.guard.Close() }
+
+// warnOfUsers reports processes that have a database of DIR open before anything
+// is served: wherever they opened it, it was not on this mount.
+func warnOfUsers(l *local, log *slog.Logger) {
+	databases, err := sqlitelock.Find(l.dir.Root(), skipState)
+	var users []sqlitelock.User
+	if err == nil {
+		users, err = sqlitelock.Users(databases)
+	}
+	if err != nil {
+		log.Warn("processes that use databases of DIR could not be looked for", keyError, err)
+	}
+	for _, u := range users {
+		warnOfUser(log, u)
+	}
+}
+
+func warnOfUser(log *slog.Logger, u sqlitelock.User) {
+	log.Error("a process has a database of DIR open beside the mount: what it writes is not seen by chromafs and may be lost; "+
+		"stop it and let it use the mount", keyPID, u.PID, keyCommand, u.Command, keyPath, u.Path)
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/control"
+	"github.com/chromafs/chromafs/journal"
+	"github.com/chromafs/chromafs/uploader"
+)
+
+// handler answers the control socket of a session.
+type handler struct{ s *session }
+
+// Snapshot implements control.Handler.
+func (h handler) Snapshot(ctx context.Context) (control.Snapshot, error) {
+	r, err := h.s.uploader.Snapshot(ctx)
+	if err != nil {
+		return control.Snapshot{}, err
+	}
+	return snapshotOf(r), nil
+}
+
+// Unmount implements control.Handler.
+func (h handler) Unmount(ctx context.Context) error {
+	h.s.askedOnce.Do(func() { close(h.s.asked) })
+	select {
+	case <-h.s.gone:
+		return h.s.result
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Status implements control.Handler.
+func (h handler) Status(context.Context) (control.Status, error) {
+	s := h.s
+	free, err := s.local.dir.Free()
+	if err != nil {
+		return control.Status{}, err
+	}
+	now, up, info := s.env.now(), s.uploader.Status(), s.fs.Info()
+	st := localStatus(s.local.dir.Path(), s.local.journal)
+	st.Mounted, st.Mountpoint, st.PID, st.Version = true, s.place.mountpoint, os.Getpid(), version()
+	st.Writeback, st.FreeBytes = info.Writeback, free
+	st.Store, st.Offline = s.catalog.Store().String(), s.origin.offline && up.Last == nil
+	if up.Last != nil && string(up.Last.ID) != "" {
+		st.Last = &control.LastSnapshot{ID: string(up.Last.ID), Created: up.Last.Created, Files: up.Last.Files,
+			Bytes: up.Last.Bytes, Consistency: up.Last.Consistency}
+	}
+	st.NextDue, st.FailingSince = optional(up.NextDue), optional(up.FailingSince)
+	st.LastError, st.Fenced = up.LastError, up.Fenced
+	st.Overdue = overdue(up, s.options.upload, now)
+	return st, nil
+}
+
+// overdue reports whether a snapshot should have been begun by now: it was due, the
+// time to wait for a quiet moment has passed too, and a minute more.
+func overdue(up uploader.Status, o uploadOptions, now time.Time) bool {
+	if up.NextDue.IsZero() || up.Running {
+		return false
+	}
+	// What was written is not older than the oldest mark.
+	due := up.NextDue
+	if up.DirtySince.After(due) {
+		due = up.DirtySince
+	}
+	return now.After(due.Add(o.interval/10 + min(o.interval, time.Minute)))
+}
+
+// localStatus is what the journal of a DIR says.
+func localStatus(path string, j *journal.Journal) control.Status {
+	state, dirty := j.State(), j.Dirty()
+	st := control.Status{
+		Dir: path, Lineage: state.Lineage, Sequence: state.Sequence,
+		Dirty: !dirty.Empty(), DirtySince: optional(dirty.Since), DirtyPaths: len(dirty.Marks), AllDirty: dirty.All,
+	}
+	if state.ID != "" {
+		st.Last = &control.LastSnapshot{ID: state.ID, Created: history.ID(state.ID).Time()}
+	}
+	return st
+}
+
+func optional(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+// snapshotOf is what people and scripts get to see of a snapshot.
+func snapshotOf(r uploader.Result) control.Snapshot {
+	return control.Snapshot{
+		ID: string(r.ID), Sequence: r.Sequence, Created: r.Created, Consistency: r.Consistency,
+		Files: r.Files, Bytes: r.Bytes, BytesUploaded: r.BytesUploaded, Removed: r.Removed,
+		DurationMS: r.Duration.Milliseconds(),
+	}
+}

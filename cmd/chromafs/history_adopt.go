@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/pflag"
+
+	"github.com/chromafs/chromafs/history"
+)
+
+type historyAdoptOptions struct {
+	store storeOptions
+	log   logOptions
+}
+
+func (o *historyAdoptOptions) AddFlags(flags *pflag.FlagSet) {
+	o.store.AddFlags(flags)
+	o.log.AddFlags(flags)
+}
+
+func historyAdoptCommand() command {
+	return command{
+		name:  "history adopt",
+		args:  "ID",
+		short: "make a whole snapshot the newest again after manifest.json was lost",
+		setup: func(flags *pflag.FlagSet) runner {
+			var o historyAdoptOptions
+			o.AddFlags(flags)
+			return func(ctx context.Context, e *env, args arguments) error { return runHistoryAdopt(ctx, e, o, args) }
+		},
+	}
+}
+
+func runHistoryAdopt(ctx context.Context, e *env, o historyAdoptOptions, args arguments) error {
+	words, err := args.take("history adopt", 1, 1)
+	if err != nil {
+		return err
+	}
+	if err := o.log.apply(e); err != nil {
+		return err
+	}
+	id, err := history.ParseID(words[0])
+	if err != nil {
+		return usage(err.Error(), "history adopt wants the whole id of a snapshot, a folder's name below history/ in the store")
+	}
+	catalog, err := o.store.open(e)
+	if err != nil {
+		return err
+	}
+	head, err := catalog.Adopt(ctx, id)
+	if err != nil {
+		return fmt.Errorf("adopt %s: %w", id, err)
+	}
+	e.log.Info("snapshot adopted", keyStore, catalog.Store().String(), keyID, string(id), keySequence, head.Sequence)
+	_, err = fmt.Fprintf(e.stdout, "manifest.json of %s is there again; the newest snapshot is %s, of %s listed.\n",
+		catalog.Store(), id, count(len(head.History), "one"))
+	return err
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/pflag"
+
+	"github.com/chromafs/chromafs/history"
+)
+
+type historyPruneOptions struct {
+	store storeOptions
+	log   logOptions
+}
+
+func (o *historyPruneOptions) AddFlags(flags *pflag.FlagSet) {
+	o.store.AddFlags(flags)
+	o.log.AddFlags(flags)
+}
+
+func historyPruneCommand() command {
+	return command{
+		name:  "history prune",
+		short: "remove what crashed writers left in the store",
+		long: `Removes objects of snapshots that were never published and uploads that were
+never finished, once they are a day old. Listed snapshots and branches stay.`,
+		setup: func(flags *pflag.FlagSet) runner {
+			var o historyPruneOptions
+			o.AddFlags(flags)
+			return func(ctx context.Context, e *env, args arguments) error { return runHistoryPrune(ctx, e, o, args) }
+		},
+	}
+}
+
+func runHistoryPrune(ctx context.Context, e *env, o historyPruneOptions, args arguments) error {
+	if _, err := args.take("history prune", 0, 0); err != nil {
+		return err
+	}
+	if err := o.log.apply(e); err != nil {
+		return err
+	}
+	catalog, err := o.store.open(e)
+	if err != nil {
+		return err
+	}
+	r, err := catalog.Prune(ctx, e.now(), history.DefaultPruneAge)
+	if err != nil {
+		return fmt.Errorf("prune the history: %w", err)
+	}
+	e.log.Info("history pruned", keyStore, catalog.Store().String(), keyRemoved, len(r.Removed), keyBytes, r.Bytes)
+	fmt.Fprintf(e.stdout, "Removed %s (%s) and %s from %s.\n",
+		count(len(r.Removed), "unpublished snapshot"), size(r.Bytes), count(r.Uploads, "unfinished upload"), catalog.Store())
+	if n := len(r.Spared); n > 0 {
+		fmt.Fprintf(e.stdout, "Left alone, being younger than %s: %s.\n", age(history.DefaultPruneAge), count(n, "unpublished snapshot"))
+	}
+	for _, id := range r.Branches {
+		fmt.Fprintf(e.stdout, "Left alone, a branch: %s\n", id)
+	}
+	for _, name := range r.Unknown {
+		fmt.Fprintf(e.stdout, "Left alone, not made by chromafs: history/%s\n", name)
+	}
+	return nil
+}
