@@ -45,9 +45,11 @@ type Store struct {
 	Kind     StoreKind
 	Lineage  string
 	Sequence uint64
-	Newest   string   // the newest snapshot; with HeadLost: the newest whole one
+	Newest   string   // the newest snapshot
 	History  []string // every id that the head lists
 	Err      error    // with HeadLost, Refused and Unavailable
+
+	Unpublished string // with NoBackup: a whole snapshot that was stored and never published
 }
 
 // Flags are what the user said beforehand.
@@ -102,6 +104,7 @@ const (
 	RowRefused      Row = "the store refused"
 	RowHeadLost     Row = "manifest.json is missing or unreadable, but there is history"
 	RowUnfinished   Row = "a restore was interrupted"
+	RowUnpublished  Row = "no local copy, no backup, but a whole snapshot that was never published"
 	RowNewAndEmpty  Row = "no local copy, no backup"
 	RowEmpty        Row = "no local copy, but a snapshot"
 	RowIntent       Row = "a snapshot was published and not acknowledged"
@@ -134,6 +137,8 @@ func Decide(l Local, s Store, f Flags) Decision {
 		return Decision{RowHeadLost, Refuse}
 	case l.Unfinished:
 		return Decision{RowUnfinished, FinishRestore}
+	case l.Empty && s.Kind == NoBackup && s.Unpublished != "":
+		return Decision{RowUnpublished, Refuse}
 	case l.Empty && s.Kind == NoBackup:
 		return Decision{RowNewAndEmpty, StartEmpty}
 	case l.Empty:
