@@ -161,7 +161,10 @@ func copyFiles(t testing.TB, from, to string, without ...string) {
 			return err
 		}
 		if slices.Contains(without, rel) || strings.HasPrefix(rel, ".") && rel != "." {
-			return fs.SkipDir
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
 		}
 		if d.IsDir() {
 			return os.MkdirAll(filepath.Join(to, rel), 0o755)
