@@ -2,26 +2,31 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
 	"github.com/chromafs/chromafs/internal/sqlitelock"
 )
 
-// rescanEvery is how often DIR is searched for new databases.
-const rescanEvery = 30 * time.Second
+// How often DIR is searched for new databases, if something was written, and how
+// often for processes that opened one.
+const (
+	rescanEvery = 5 * time.Second
+	usersEvery  = time.Minute
+)
 
 // guardian keeps applications that were pointed at DIR by mistake from writing
 // past the mount, and says so loudly (DESIGN §3).
 type guardian struct {
-	guard  *sqlitelock.Guard
-	log    *slog.Logger
-	warned map[sqlitelock.User]bool
+	guard        *sqlitelock.Guard
+	lastMutation func() time.Time
+	log          *slog.Logger
+	warned       map[sqlitelock.User]bool
 }
 
-func newGuardian(l *local, log *slog.Logger) *guardian {
-	return &guardian{guard: sqlitelock.NewGuard(l.dir.Root(), skipState, log), log: log, warned: map[sqlitelock.User]bool{}}
+func newGuardian(l *local, lastMutation func() time.Time, log *slog.Logger) *guardian {
+	return &guardian{guard: sqlitelock.NewGuard(l.dir.Root(), skipState, log), lastMutation: lastMutation,
+		log: log, warned: map[sqlitelock.User]bool{}}
 }
 
 // run looks at once and then again and again until ctx ends.
@@ -29,27 +34,38 @@ func (g *guardian) run(ctx context.Context) {
 	tick := time.NewTicker(rescanEvery)
 	defer tick.Stop()
 	for {
-		if err := g.look(); err != nil {
-			g.log.Warn("DIR could not be searched for databases to protect", keyError, err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+		seen := g.lastMutation()
+		g.look(true)
+		for waited := time.Duration(0); waited < usersEvery; waited += rescanEvery {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if last := g.lastMutation(); !last.Equal(seen) {
+				seen = last
+				g.look(false)
+			}
 		}
 	}
 }
 
-func (g *guardian) look() error {
+// look locks what is new, and looks for users too, which takes longer.
+func (g *guardian) look(forUsers bool) {
 	databases, err := g.guard.Rescan()
-	users, usersErr := sqlitelock.Users(databases)
+	var users []sqlitelock.User
+	if err == nil && forUsers {
+		users, err = sqlitelock.Users(databases)
+	}
+	if err != nil {
+		g.log.Warn("DIR could not be searched for databases to protect", keyError, err)
+	}
 	for _, u := range users {
 		if !g.warned[u] {
 			g.warned[u] = true
 			warnOfUser(g.log, u)
 		}
 	}
-	return errors.Join(err, usersErr)
 }
 
 func (g *guardian) close() error { return g.guard.Close() }

@@ -45,7 +45,7 @@ func (h handler) Status(context.Context) (control.Status, error) {
 	st := localStatus(s.local.dir.Path(), s.local.journal)
 	st.Mounted, st.Mountpoint, st.PID, st.Version = true, s.place.mountpoint, os.Getpid(), version()
 	st.Writeback, st.FreeBytes = info.Writeback, free
-	st.Store, st.Offline = s.catalog.Store().String(), s.origin.offline && up.Last == nil
+	st.Store, st.Offline = s.catalog.Store().String(), s.origin.Offline && up.Last == nil
 	if up.Last != nil && string(up.Last.ID) != "" {
 		st.Last = &control.LastSnapshot{ID: string(up.Last.ID), Created: up.Last.Created, Files: up.Last.Files,
 			Bytes: up.Last.Bytes, Consistency: up.Last.Consistency}

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/tree"
@@ -65,13 +70,13 @@ type local struct {
 
 // openLocal opens, locks and reads what is on local disk. info names the holder to
 // others.
-func openLocal(path, info string, e *env) (*local, error) {
+func openLocal(ctx context.Context, path, info string, e *env) (*local, error) {
 	dir, err := datadir.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	l := &local{dir: dir, log: e.log}
-	if err := dir.Lock(info); err != nil {
+	if err := lock(ctx, dir, info); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	l.journal, err = journal.Open(dir.State(), journal.Options{Now: e.now, Log: e.log})
@@ -79,6 +84,63 @@ func openLocal(path, info string, e *env) (*local, error) {
 		return nil, errors.Join(fmt.Errorf("in %s: %w", path, err), l.close())
 	}
 	return l, nil
+}
+
+// A killed holder lets go of the lock when the kernel is done with it.
+const (
+	lockTimeout = 5 * time.Second
+	lockRetry   = 10 * time.Millisecond
+)
+
+// lock takes DIR's lock, and waits for a holder that is dying.
+func lock(ctx context.Context, dir *datadir.Dir, info string) error {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	for {
+		err := dir.Lock(info)
+		var locked *datadir.LockedError
+		if !errors.As(err, &locked) || locked.PID == 0 || !isDying(locked.PID) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(lockRetry):
+		}
+	}
+}
+
+// isDying reports whether a process was killed and has not ended yet.
+func isDying(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	// "pid (name) state …"; the name may hold anything.
+	end := bytes.LastIndexByte(stat, ')')
+	if end < 0 || end+2 >= len(stat) {
+		return false
+	}
+	return stat[end+2] == 'Z' || stat[end+2] == 'X' || pendingKill(pid)
+}
+
+// pendingKill reports whether SIGKILL waits for a process.
+func pendingKill(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err == nil && mask&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (l *local) close() error {

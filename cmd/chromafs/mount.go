@@ -147,12 +147,13 @@ func runMount(ctx context.Context, e *env, o mountOptions, args arguments) error
 	if err := place.prepare(); err != nil {
 		return err
 	}
-	m, err := openLocal(place.dir, place.mountpoint, e)
+	l, err := openLocal(startup, place.dir, place.mountpoint, e)
 	if err != nil {
 		return err
 	}
-	s := &session{env: e, options: o, place: place, local: m, ready: ready}
+	s := &session{env: e, options: o, place: place, local: l, ready: ready}
 	if err := s.start(startup); err != nil {
+		l.noteSpace(err)
 		return interrupted(startup, errors.Join(err, s.abandon()))
 	}
 	gotSignal() // from here on a signal means: come to an end

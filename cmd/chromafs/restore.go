@@ -51,14 +51,13 @@ func runRestore(ctx context.Context, e *env, o restoreOptions, args arguments) e
 	}
 	ctx, stop := untilSignal(ctx)
 	defer stop()
-	err = withLocal(ctx, e, words[0], "restore", &o.store, func(w workshop) error { return restore(ctx, e, w, o) })
+	o.local.storeTimeout = commandStoreTimeout
+	err = withLocal(ctx, e, words[0], "restore", &o.store, func(w workshop) error {
+		r, err := w.restore(ctx, o.local, o.at)
+		if err != nil {
+			return fmt.Errorf("restore %s: %w", words[0], err)
+		}
+		return printRestored(e, w, r)
+	})
 	return interrupted(ctx, err)
-}
-
-func restore(ctx context.Context, e *env, w workshop, o restoreOptions) error {
-	r, err := w.restore(ctx, e, o.local, o.at)
-	if err != nil {
-		return fmt.Errorf("restore %s: %w", w.local.dir.Path(), err)
-	}
-	return printRestore(e, w.local.dir.Path(), r)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/control"
 	"github.com/chromafs/chromafs/internal/dirview"
+	"github.com/chromafs/chromafs/internal/reconcile"
 	"github.com/chromafs/chromafs/uploader"
 )
 
@@ -33,8 +34,8 @@ type session struct {
 
 	catalog  *history.Catalog
 	uploader *uploader.Uploader
-	origin   origin     // how DIR was brought up to date
-	fs       *fusefs.FS // nil until it is mounted
+	origin   reconcile.Result // how DIR was brought up to date
+	fs       *fusefs.FS       // nil until it is mounted
 	server   *control.Server
 	guard    *guardian // nil where MOUNTPOINT is DIR
 	child    *child    // nil without a COMMAND
@@ -61,7 +62,7 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	warnOfUsers(s.local, s.env.log)
-	if s.origin, err = reconcileMount(ctx, s); err != nil {
+	if err := s.reconcile(ctx); err != nil {
 		return err
 	}
 	s.fs, err = fusefs.Mount(ctx, fusefs.Options{
@@ -101,7 +102,7 @@ func (s *session) startBackground() {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stopRun = cancel
 	if !s.place.same {
-		s.guard = newGuardian(s.local, s.env.log)
+		s.guard = newGuardian(s.local, s.lastMutation, s.env.log)
 		s.background.Go(func() { s.guard.run(ctx) })
 	}
 	s.background.Go(func() {
@@ -114,17 +115,23 @@ func (s *session) startBackground() {
 // cut takes the view that the next snapshot is made of: of the mount while it is
 // there, of DIR itself once it is gone.
 func (s *session) cut(ctx context.Context) (uploader.View, error) {
-	select {
-	case <-s.fs.Done():
-		return dirview.New(ctx, dirview.Options{
+	var view uploader.View
+	var err error
+	if s.mounted() {
+		view, err = s.fs.Cut(ctx)
+	} else {
+		view, err = dirview.New(ctx, dirview.Options{
 			Root:   s.local.dir.Root(),
 			Number: max(s.fs.Info().Cut, s.local.journal.State().Cut) + 1,
 			Skip:   skipState,
 			Now:    s.env.now,
 		})
-	default:
-		return s.fs.Cut(ctx)
 	}
+	if err != nil {
+		s.local.noteSpace(err)
+		return nil, err
+	}
+	return view, nil
 }
 
 func (s *session) lastMutation() time.Time {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/pflag"
 )
@@ -47,6 +48,16 @@ func runSync(ctx context.Context, e *env, o syncOptions, args arguments) error {
 	}
 	ctx, stop := untilSignal(ctx)
 	defer stop()
-	err = withLocal(ctx, e, words[0], "sync", &o.store, func(w workshop) error { return sync_(ctx, e, w, o) })
+	o.local.storeTimeout = commandStoreTimeout
+	err = withLocal(ctx, e, words[0], "sync", &o.store, func(w workshop) error {
+		decided, snap, err := w.snapshot(ctx, o.upload, o.local, true)
+		if err != nil {
+			return fmt.Errorf("sync %s: %w", words[0], err)
+		}
+		if decided.Restored != nil {
+			return printRestored(e, w, decided)
+		}
+		return printSnapshot(e, snapshotOf(snap))
+	})
 	return interrupted(ctx, err)
 }
