@@ -8,6 +8,7 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/datadir"
+	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/tree"
 	"github.com/chromafs/chromafs/journal"
@@ -42,7 +43,8 @@ func (r *runner) startEmpty() error {
 	}
 	err := r.Journal.Rebase(journal.Published{Lineage: r.head.Lineage, Epoch: r.head.Epoch, Cut: r.Journal.State().Cut})
 	if err != nil {
-		return fmt.Errorf("begin anew: %w", err)
+		return exitcode.New(exitcode.Conflict, fmt.Errorf("begin anew: %w", err),
+			"both sides are empty, so nothing can be lost: move "+r.Dir.Path()+"/.chromafs/journal.db away and mount again")
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -337,7 +338,10 @@ func TestRows(t *testing.T) {
 			b.flags.NoLocalBackup = true
 			b.refuse(RowDiverged, exitcode.Conflict)
 			b.flags.NoLocalBackup = false
-			b.mount(RowDiverged, Replace)
+			res := b.mount(RowDiverged, Replace)
+			if !strings.HasSuffix(res.Restored.Backup, "-unsaved") { // which no later restore removes
+				t.Errorf("backup %s", res.Restored.Backup)
+			}
 			b.wantFiles(two)
 			b.wantDirty(false)
 			if all := b.backups(); len(all) != 1 || !maps.Equal(all[0], mine) {
@@ -391,6 +395,28 @@ func TestRows(t *testing.T) {
 	} {
 		t.Run(string(row), live)
 	}
+}
+
+// The first snapshot was stored and its publication never came: an empty disk does
+// not start empty beside it; the disk that has the data goes on.
+func TestStoredButNeverPublished(t *testing.T) {
+	m := newMachine(t, memstore.New()).start()
+	m.mount(RowNewAndEmpty, StartEmpty)
+	m.write("chroma.sqlite3", "one")
+	m.store.Fail = func(op memstore.Op) error {
+		if op.Kind == "put" && op.Key == history.HeadKey {
+			return errors.New("killed")
+		}
+		return nil
+	}
+	if _, err := m.u.Snapshot(t.Context()); err == nil {
+		t.Fatal("published")
+	}
+	m.store.Fail = nil
+	newMachine(t, m.store).start().refuse(RowUnpublished, exitcode.Integrity)
+	m.restart().mount(RowFirst, KeepAll)
+	m.snapshot()
+	m.restart().mount(RowCurrent, Nothing)
 }
 
 func TestPreferLocal(t *testing.T) {
@@ -545,10 +571,9 @@ func TestRotatedAwayUnderARestore(t *testing.T) {
 	a.stop()
 	a.keep = 1
 	a.start().mount(RowCurrent, Nothing)
-	raced := false
+	var raced atomic.Bool
 	b.store.Fail = func(op memstore.Op) error {
-		if !raced && !op.After && op.Kind == "get" && strings.HasPrefix(op.Key, "history/") {
-			raced = true
+		if !op.After && op.Kind == "get" && strings.HasPrefix(op.Key, "history/") && raced.CompareAndSwap(false, true) {
 			a.write("chroma.sqlite3", "three")
 			a.snapshot()
 		}
@@ -557,8 +582,8 @@ func TestRotatedAwayUnderARestore(t *testing.T) {
 	e := b.env()
 	e.Takeover = nil // a restore takes nothing over, so the other one goes on
 	res, err := Run(t.Context(), e)
-	if err != nil || !raced || res.Action != Update {
-		t.Fatalf("%+v, %v, raced: %v", res, err, raced)
+	if err != nil || !raced.Load() || res.Action != Update {
+		t.Fatalf("%+v, %v, raced: %v", res, err, raced.Load())
 	}
 	b.store.Fail = nil
 	b.wantFiles(a.files())
