@@ -86,7 +86,10 @@ func kindOf(err error) (kind error, next string) {
 		if known, ok := byCode[resp.Code]; ok {
 			return known.kind, known.next
 		}
-		return kindOfStatus(resp.StatusCode), ""
+		if kind := kindOfStatus(resp.StatusCode); kind != objstore.ErrRefused {
+			return kind, ""
+		}
+		return objstore.ErrRefused, "check --store, --s3-endpoint, and the credentials"
 	}
 	var authority x509.UnknownAuthorityError
 	var hostname x509.HostnameError

@@ -3,12 +3,14 @@ package s3
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -40,6 +42,12 @@ type answer struct {
 
 // RoundTrip implements http.RoundTripper.
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Body != nil {
+		body := &fenced{body: req.Body}
+		defer body.Close()
+		req = req.WithContext(req.Context()) // a copy: a round tripper changes no request
+		req.Body = body
+	}
 	resp, err := g.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
@@ -55,6 +63,36 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	return g.success(req, resp)
 }
+
+// fenced is the body of one try. An answer may come while net/http still sends, and
+// goes on with that after minio-go has begun the next try from the start of the same
+// reader, or after the caller has closed it: no byte is read once it is closed.
+type fenced struct {
+	mu     sync.Mutex // guards what follows; held while body is read
+	body   io.ReadCloser
+	closed bool
+}
+
+// Read implements io.Reader.
+func (f *fenced) Read(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return 0, errAnswered
+	}
+	return f.body.Read(p)
+}
+
+// Close implements io.Closer. It waits for a Read that runs.
+func (f *fenced) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	return f.body.Close()
+}
+
+// errAnswered ends the sending of a body whose request was answered.
+var errAnswered = errors.New("the request was answered already")
 
 // readAnswer reads and closes a body whole.
 func readAnswer(resp *http.Response) ([]byte, error) {
@@ -94,6 +132,13 @@ func parse(body []byte) (a answer, err error) {
 
 // success handles answers of the 200 class.
 func (g *guard) success(req *http.Request, resp *http.Response) (*http.Response, error) {
+	if req.Method == http.MethodDelete && resp.StatusCode != http.StatusNoContent {
+		body, err := readAnswer(resp)
+		if err != nil {
+			return nil, err
+		}
+		return g.foreign(req, resp, body, "no deletion"), nil
+	}
 	check := expected(req, g.bucket)
 	if check == nil {
 		if (req.Method == http.MethodGet || req.Method == http.MethodPut) && resp.Header.Get("ETag") == "" {
