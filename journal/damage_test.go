@@ -194,6 +194,25 @@ func TestEveryByteDamaged(t *testing.T) {
 	}
 }
 
+// bbolt takes the newest meta page with a right checksum, whatever it says: one
+// that says nonsense is damage, even where the other is good.
+func TestMetaPageNonsense(t *testing.T) {
+	for page := range 2 {
+		dir := t.TempDir()
+		sample(t, dir)
+		name := filepath.Join(dir, fileName)
+		b, err := os.ReadFile(name)
+		must(t, err)
+		m := b[4096*page+pageHeader:]
+		binary.LittleEndian.PutUint32(m[8:], 0x025dd800)
+		binary.LittleEndian.PutUint64(m[metaSummed:], fnvSum(m[:metaSummed]))
+		must(t, os.WriteFile(name, b, 0o600))
+		if _, err := tryOpen(t, dir, nil); !errors.Is(err, ErrDamaged) {
+			t.Errorf("meta page %d with an odd page size: %v", page, err)
+		}
+	}
+}
+
 // J3: with one of its two meta pages gone the file may be one transaction
 // behind, so everything counts as changed.
 func TestMetaPageDamaged(t *testing.T) {
@@ -294,22 +313,23 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
+// FuzzFile patches a good file in two places and cuts it off.
 func FuzzFile(f *testing.F) {
 	dir := f.TempDir()
 	sample(f, dir)
 	whole, err := os.ReadFile(filepath.Join(dir, fileName))
 	must(f, err)
-	f.Add(whole, 0, []byte{})
-	f.Add(whole, 4096, []byte{1})
-	f.Add(whole[:9000], 16, []byte("garbage"))
-	f.Fuzz(func(t *testing.T, file []byte, at int, patch []byte) {
-		if len(file) > 1<<20 {
-			return
-		}
-		file = bytes.Clone(file)
-		if at >= 0 && at < len(file) {
-			copy(file[at:], patch)
-		}
+	f.Add(uint16(0), []byte{}, uint16(0), []byte{}, uint16(len(whole)))
+	f.Add(uint16(4096), []byte{1}, uint16(0), []byte{}, uint16(9000))
+	for page := range 6 { // each page in place of the next one, and with another id
+		f.Add(uint16(4096*(page+1)), whole[4096*page:][:64], uint16(4096*page), []byte{byte(page + 1)}, uint16(len(whole)))
+		f.Add(uint16(4096*page+8), []byte{flagBranch}, uint16(4096*page+10), []byte{0xff, 0xff}, uint16(len(whole)))
+	}
+	f.Fuzz(func(t *testing.T, at uint16, patch []byte, at2 uint16, patch2 []byte, size uint16) {
+		file := bytes.Clone(whole)
+		copy(file[min(int(at), len(file)):], patch)
+		copy(file[min(int(at2), len(file)):], patch2)
+		file = file[:min(int(size), len(file))]
 		// Metas with right checksums, so that what lies behind them is reached.
 		for _, off := range []int{0, 4096} {
 			if len(file) >= off+pageHeader+metaSummed+8 {

@@ -79,7 +79,8 @@ func (j *Journal) SetEpoch(lineage string, epoch uint64) error {
 
 // Acknowledge records that p is published: it is the base from now on, its stats
 // are what Scan compares with, and the marks with a number below p.Cut are
-// cleared. Marks made since stay as they are (J2). An intent of this id is
+// cleared. Marks made since stay as they are (J2). A record without an inode, as
+// a manifest holds it, keeps the stat that is known of the same content. An intent of this id is
 // cleared too. All in one transaction.
 func (j *Journal) Acknowledge(p Published) error {
 	err := j.rebase("acknowledge", p, func(m mark) *mark {
@@ -139,6 +140,9 @@ func (j *Journal) rebase(op string, p Published, left func(mark) *mark) error {
 	stats := make(map[string]stat, len(base))
 	for path, r := range base {
 		stats[path] = statOf(r.Entry)
+		if old := c.base[path]; r.Inode == 0 && old.SameContent(r) && !j.coveredLocked(path, 0) {
+			stats[path] = c.stats[path] // from a manifest, which knows no inodes
+		}
 	}
 	difference(u.base, c.base, base, sameRecord)
 	difference(u.stats, c.stats, stats, func(a, b stat) bool { return a == b })

@@ -143,6 +143,25 @@ func TestJ4ScanAfterACleanStop(t *testing.T) {
 	wantMarks(t, j, map[string]uint64{"chroma.sqlite3": 2, "seg/length.bin": 2, "seg/later": 2})
 }
 
+// A publication finished from its manifest, which knows no inodes, costs the hash
+// of what it changed only.
+func TestAcknowledgeWithoutStats(t *testing.T) {
+	root, _, j := plainDir(t)
+	must(t, j.Mark(1, "seg/data.bin"))
+	must(t, os.WriteFile(filepath.Join(root.Name(), "seg/data.bin"), []byte("other vectors"), 0o644))
+	all := records(t, root)
+	for i := range all {
+		all[i].Inode, all[i].ChangeTime = 0, 0
+	}
+	must(t, j.Acknowledge(published(2, 2, all...)))
+	if got := scanned(t, j, root); got != (ScanReport{9, 1, 0}) {
+		t.Errorf("report %+v", got)
+	}
+	if got := scanned(t, j, root); got != (ScanReport{9, 0, 0}) || !j.Dirty().Empty() {
+		t.Errorf("report %+v, dirty %+v", got, j.Dirty())
+	}
+}
+
 func TestScanEnds(t *testing.T) {
 	root, _, j := plainDir(t)
 	later := time.Now().Add(time.Hour)

@@ -33,7 +33,10 @@ func verify(r io.ReaderAt, size int64) (suspect bool, err error) {
 	return suspect, v.freelist()
 }
 
-var errPage = errors.New("bad page")
+var (
+	errPage     = errors.New("bad page")
+	errPageSize = errors.New("bad page size")
+)
 
 // The layout of a page and the flags of its kinds.
 const (
@@ -76,6 +79,11 @@ func newestMeta(r io.ReaderAt, size int64) (newest boltMeta, suspect bool, err e
 	if found == 0 {
 		return boltMeta{}, false, err
 	}
+	// bbolt goes by magic, version and checksum alone. Of what passes these, none
+	// may be passed over here: bbolt could choose it.
+	if errors.Is(err, errPageSize) {
+		return boltMeta{}, false, err
+	}
 	return newest, found == 1, nil
 }
 
@@ -102,7 +110,7 @@ func readMeta(r io.ReaderAt, off int64) (boltMeta, error) {
 		pages: le.Uint64(m[40:]), txid: le.Uint64(m[48:]),
 	}
 	if ps := meta.pageSize; ps < minPageSize || ps > maxPageSize || ps&(ps-1) != 0 || off != 0 && uint64(off) != ps {
-		return boltMeta{}, fmt.Errorf("%w: page size %d", errPage, ps)
+		return boltMeta{}, fmt.Errorf("%w %d, in the meta page at %d", errPageSize, ps, off)
 	}
 	return meta, nil
 }
