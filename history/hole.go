@@ -43,7 +43,10 @@ func (h *hole) reset() error {
 	if !h.dirty {
 		return nil
 	}
-	err := unix.Fallocate(int(h.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, h.off, h.length)
+	var err error = unix.EINTR // a signal of the runtime's
+	for err == unix.EINTR {
+		err = unix.Fallocate(int(h.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, h.off, h.length)
+	}
 	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
 		err = h.overwrite()
 	}

@@ -40,6 +40,11 @@ func (r *restorer) rollForward(p *intent) error {
 }
 
 func (r *restorer) retire(p *intent) error {
+	stage, err := openStaged(r.dir, p)
+	if err != nil {
+		return err // with the old copy whole
+	}
+	defer stage.Close()
 	old, err := r.openOld(p)
 	if err != nil {
 		return err
@@ -61,7 +66,7 @@ func (r *restorer) retire(p *intent) error {
 }
 
 func (r *restorer) install(p *intent) error {
-	stage, err := openOrMake(r.dir.Scratch(), stageName(p.ID))
+	stage, err := openStaged(r.dir, p)
 	if err != nil {
 		return err
 	}
@@ -253,6 +258,11 @@ func b2i(b bool) int {
 		return 1
 	}
 	return 0
+}
+
+// openStaged opens the new copy that an intent speaks of.
+func openStaged(dir *datadir.Dir, p *intent) (*os.File, error) {
+	return tree.OpenBeneath(dir.Scratch(), stageName(p.ID), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 }
 
 // openOrMake opens a folder, making it durably where it is missing.

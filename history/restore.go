@@ -163,6 +163,9 @@ func (r *restorer) makeRoom(room *room, cause error) error {
 	if err := room.measureAgain(r); err != nil {
 		return errors.Join(cause, err)
 	}
+	if p, err := readIntent(r.dir); err != nil || p != nil && p.ID == r.m.ID {
+		return errors.Join(cause, err) // the intent may be durable: the copy is needed, the next try goes on
+	}
 	r.o.Log.Warn("the disk is full", "need", room.need, "free", room.free, "staged", room.staged, "local", room.local, "error", cause)
 	if err := errors.Join(removeTree(r.dir.Scratch(), stageName(r.m.ID)), removeTree(r.dir.Scratch(), manifestName(r.m.ID))); err != nil {
 		return errors.Join(cause, err)
@@ -172,13 +175,13 @@ func (r *restorer) makeRoom(room *room, cause error) error {
 
 // stage brings the new copy beside the old one.
 func (r *restorer) stage(ctx context.Context) (*intent, error) {
-	stage, err := openOrMake(r.dir.Scratch(), stageName(r.m.ID))
+	stage, err := r.openStage()
 	if err != nil {
 		return nil, err
 	}
 	defer stage.Close()
 	if err := r.fill(ctx, stage, r.dir.Root()); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("stage the new copy: %w", err)
 	}
 	if err := r.at("staged"); err != nil {
 		return nil, err
@@ -193,6 +196,23 @@ func (r *restorer) stage(ctx context.Context) (*intent, error) {
 		}
 	}
 	return next, next.write(r)
+}
+
+// openStage opens the folder where the new copy grows. What an interrupted restore
+// left there is used again if an ordinary user can still read all of it.
+func (r *restorer) openStage() (*os.File, error) {
+	stage, err := openOrMake(r.dir.Scratch(), stageName(r.m.ID))
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err = tree.Walk(stage, nil); err == nil {
+		return stage, nil
+	}
+	err = errors.Join(stage.Close(), removeTree(r.dir.Scratch(), stageName(r.m.ID)))
+	if err != nil {
+		return nil, err
+	}
+	return openOrMake(r.dir.Scratch(), stageName(r.m.ID))
 }
 
 // inPlace makes DIR itself the new copy. The intent that says so comes first.

@@ -56,7 +56,11 @@ func (m *room) measure(r *restorer) (err error) {
 	if m.free, err = r.dir.Free(); err != nil {
 		return err
 	}
-	if m.local, err = allocated(r.dir.Root(), r.foreign); err != nil {
+	m.local, err = allocated(r.dir.Root(), r.foreign)
+	if errors.Is(err, fs.ErrPermission) { // nothing is known of it, so nothing is hoped for
+		m.local, err = 0, nil
+	}
+	if err != nil {
 		return err
 	}
 	stage, err := tree.OpenBeneath(r.dir.Scratch(), stageName(r.m.ID), unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -69,6 +73,9 @@ func (m *room) measure(r *restorer) (err error) {
 	}
 	defer stage.Close()
 	m.staged, err = allocated(stage, nil)
+	if errors.Is(err, fs.ErrPermission) {
+		m.staged, err = 0, nil
+	}
 	return err
 }
 
