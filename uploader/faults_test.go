@@ -9,6 +9,7 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
+	"github.com/chromafs/chromafs/journal"
 )
 
 // S2, S3: whichever operation of store or journal fails, before or after it had
@@ -230,6 +231,15 @@ func TestLateWriteOfTheHead(t *testing.T) {
 	if r := w.snapshot(); r.ID != first.ID || r.Published {
 		t.Errorf("%+v", r)
 	}
+	if s := w.j.State(); s.Intent != nil {
+		t.Errorf("intent %+v", s.Intent)
+	}
+	if err := w.j.SetIntent(journal.Intent{ID: string(first.ID) + "-x", Nonce: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	w.close()
+	w.open() // nor by one that has not taken over yet
+	w.snapshot()
 	if s := w.j.State(); s.Intent != nil {
 		t.Errorf("intent %+v", s.Intent)
 	}

@@ -112,6 +112,9 @@ func (u *Uploader) acknowledgeSame(ctx context.Context, p *plan, start time.Time
 
 // publish stores a plan as a new snapshot and publishes it.
 func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Result, error) {
+	if err := u.attach(ctx); err != nil {
+		return Result{}, err
+	}
 	prev, err := u.newestManifest(ctx)
 	if err != nil {
 		return Result{}, err

@@ -179,6 +179,30 @@ func TestBytesAreSentWhereTheyCannotBeCopied(t *testing.T) {
 	}
 }
 
+// What is sent is what the manifest says, even where the journal was wrong.
+func TestSilentlyChangedFileIsStoredAsItIs(t *testing.T) {
+	w := newWorld(t).open().takeover()
+	w.write("a", []byte("before"))
+	w.write("b", []byte("b"))
+	first := w.snapshot()
+	w.files["a"] = file{data: []byte("behind"), mode: 0o644}
+	if err := w.store.Delete(t.Context(), []string{history.ObjectKey(first.ID, "a")}); err != nil {
+		t.Fatal(err)
+	}
+	w.keep = 1
+	w.u = w.uploader(w.j)
+	w.takeover()
+	w.write("b", []byte("B"))
+	w.snapshot()
+	if got := w.published(); !maps.Equal(got, contents(w.files)) {
+		t.Errorf("published %v", got)
+	}
+	if w.log.count("nothing was known to have written") != 1 {
+		t.Error("not logged")
+	}
+	w.checkTidy()
+}
+
 // H2, H3: the newest by sequence stay, also where the clock steps back.
 func TestRotation(t *testing.T) {
 	w := newWorld(t)
@@ -356,6 +380,12 @@ func TestAttach(t *testing.T) {
 	}
 	w.close()
 	w.open()
+	w.snapshot()
+	w.write("a", []byte("a"))
+	w.snapshot()
+	if h := w.head(); h.Epoch != 1 {
+		t.Errorf("with nothing to publish it took over: %+v", h)
+	}
 	w.write("a", []byte("b"))
 	w.snapshot()
 	w.checkTidy()

@@ -65,8 +65,7 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 }
 
 // confirm finds out whether this is still the writer, before anything is cut or
-// sent, and learns the list as it is now. An uploader that has not taken over yet
-// (a mount that began offline) does, if the store is where its journal left it.
+// sent, and learns the list as it is now.
 func (u *Uploader) confirm(ctx context.Context) error {
 	if err := u.isFenced(); err != nil {
 		return err
@@ -76,9 +75,7 @@ func (u *Uploader) confirm(ctx context.Context) error {
 		return err
 	}
 	switch {
-	case !u.attached:
-		return u.attach(ctx, head, etag)
-	case etag == u.etag:
+	case !u.attached || etag == u.etag:
 	case etag == "":
 		return exitcode.New(exitcode.Conflict, fmt.Errorf("%w: the store was emptied while this writer had it", ErrDiverged),
 			"what is local is untouched; bring the store's objects back, or stop and mount again to be shown the choices")
@@ -89,7 +86,48 @@ func (u *Uploader) confirm(ctx context.Context) error {
 	if err := u.completeIntent(ctx); err != nil {
 		return err
 	}
-	return u.annulIntent(ctx)
+	if u.attached {
+		return u.annulIntent(ctx)
+	}
+	if err := u.compareBase(); err != nil {
+		return err
+	}
+	if u.o.Queue.State().Intent != nil { // a takeover is what ends it for good
+		return u.attach(ctx)
+	}
+	return nil
+}
+
+// compareBase lets an uploader that has not taken over (an offline snapshot, a
+// mount that began without a store) go on only if the store is where its journal
+// left it. Otherwise what is local and what is published have diverged, and stay so
+// until the next mount decides.
+func (u *Uploader) compareBase() error {
+	s := u.o.Queue.State()
+	if u.head.Newest == nil && !s.Published || u.basedOnNewest() {
+		return nil
+	}
+	return u.fence(fmt.Errorf("%w: %s, not %s", ErrDiverged, orNone(string(newestID(u.head))), orNone(s.ID)))
+}
+
+// attach takes the store over where that was not done before, once there is
+// something to publish: looking fences nobody.
+func (u *Uploader) attach(ctx context.Context) error {
+	if u.attached {
+		return nil
+	}
+	err := u.takeover(ctx, u.head, u.etag)
+	if errors.Is(err, history.ErrFenced) || errors.Is(err, history.ErrStale) {
+		return fmt.Errorf("another writer took the store over at the same moment: %w", err)
+	}
+	return err
+}
+
+func orNone(id string) string {
+	if id == "" {
+		return "none"
+	}
+	return id
 }
 
 // annulIntent ends an intent that is not in the list: a write of the head whose
@@ -121,32 +159,6 @@ func (u *Uploader) annulIntent(ctx context.Context) error {
 	}
 	u.head, u.etag, u.unacked = next, etag, nil
 	return u.o.Queue.ClearIntent()
-}
-
-// attach takes the store over if its newest snapshot is what the journal is based
-// on; otherwise what is served here and what is published have diverged, and stay
-// so until the next mount decides.
-func (u *Uploader) attach(ctx context.Context, head history.Head, etag string) error {
-	u.head = head
-	if err := u.completeIntent(ctx); err != nil {
-		return err
-	}
-	s := u.o.Queue.State()
-	if head.Newest == nil && s.Published || head.Newest != nil && !u.basedOnNewest() {
-		return u.fence(fmt.Errorf("%w: %s, not %s", ErrDiverged, orNone(string(newestID(head))), orNone(s.ID)))
-	}
-	err := u.takeover(ctx, head, etag)
-	if errors.Is(err, history.ErrFenced) || errors.Is(err, history.ErrStale) {
-		return fmt.Errorf("another writer took the store over at the same moment: %w", err)
-	}
-	return err
-}
-
-func orNone(id string) string {
-	if id == "" {
-		return "none"
-	}
-	return id
 }
 
 // completeIntent acknowledges a snapshot that was published although nobody saw

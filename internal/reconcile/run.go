@@ -21,8 +21,9 @@ type Env struct {
 	Flags   Flags
 	Backups int // how many replaced local copies are kept
 
-	// Takeover makes this process the writer; nil for a command that publishes
-	// nothing. (*uploader.Uploader).Takeover fits.
+	// Takeover makes this process the writer, as a mount has to be before it serves;
+	// (*uploader.Uploader).Takeover fits. nil for commands: an uploader that has not
+	// taken over does when it has something to publish, and looking fences nobody.
 	Takeover func(ctx context.Context, head history.Head, etag string) (history.Head, error)
 	// LocalOnly refuses what would replace the local copy (an offline snapshot).
 	LocalOnly bool
@@ -41,8 +42,8 @@ type Result struct {
 	Snapshot history.ID             // that DIR is based on now; "" for none
 }
 
-// Run brings DIR to where DESIGN §7 wants it before it is served, and takes the
-// store over. On a *Refusal neither DIR nor the store was touched.
+// Run brings DIR to where DESIGN §7 wants it, having taken the store over first
+// where Env says how. On a *Refusal neither DIR nor the store was touched.
 func Run(ctx context.Context, e Env) (Result, error) {
 	r := &runner{Env: e}
 	if err := r.begin(ctx); err != nil {

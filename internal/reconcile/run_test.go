@@ -619,3 +619,32 @@ func TestLineageIsKept(t *testing.T) {
 		t.Errorf("list %v", ids)
 	}
 }
+
+// sync: the table, then a snapshot if something is dirty. Bringing a copy up to
+// date fences nobody; publishing does.
+func TestSyncFencesOnlyToPublish(t *testing.T) {
+	a, b := pair(t)
+	sync := func() {
+		t.Helper()
+		e := b.env()
+		e.Takeover = nil
+		if _, err := Run(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		b.snapshot()
+	}
+	sync()
+	b.wantFiles(two)
+	a.write("chroma.sqlite3", "three")
+	a.snapshot()
+	b.restart()
+	sync()
+	b.wantFiles(a.files())
+	b.write("new", "mine")
+	sync()
+	b.wantDirty(false)
+	a.write("chroma.sqlite3", "four")
+	if _, err := a.u.Snapshot(t.Context()); !errors.Is(err, uploader.ErrFenced) {
+		t.Errorf("the other writer: %v (W1)", err)
+	}
+}
