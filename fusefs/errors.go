@@ -9,4 +9,6 @@ var (
 	ErrInsideItself = errors.New("the mountpoint is inside the directory that it would show")
 	// ErrNotDirectory says that the mountpoint is no directory.
 	ErrNotDirectory = errors.New("the mountpoint is not a directory")
+	// ErrViewAbandoned says that a view was given up so that writing could go on.
+	ErrViewAbandoned = errors.New("the view was given up")
 )

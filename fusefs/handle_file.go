@@ -116,6 +116,12 @@ func (s *fsys) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	if n == nil {
 		return status(syscall.ESTALE)
 	}
+	if s.push.isOwn(in.Pid) {
+		// A descriptor to push through. It needs no handle: nothing is read or written
+		// with it, and handle 0 is nobody's.
+		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+		return fuse.OK
+	}
 	h, errno := s.openFile(n, in.Flags)
 	if errno != 0 {
 		return status(errno)
@@ -187,15 +193,21 @@ func writeAll(fd int, data [][]byte, off int64) (written int, errno syscall.Errn
 // Flush runs at each close(2) of a descriptor, after the kernel has written back
 // the file's pages.
 func (s *fsys) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if in.Fh == 0 {
+		return fuse.OK // the pusher's
+	}
 	h := s.file(in.Fh)
 	if h == nil {
 		return status(syscall.EBADF)
 	}
-	return status(s.flushed(requestContext(cancel, &in.InHeader), h.node))
+	return status(s.flushed(requestContext(cancel, &in.InHeader), h))
 }
 
 // Fsync is a barrier for the whole mount (F3).
 func (s *fsys) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if in.Fh == 0 {
+		return fuse.OK // the pusher's
+	}
 	h := s.file(in.Fh)
 	if h == nil {
 		return status(syscall.EBADF)

@@ -110,6 +110,7 @@ func Mount(ctx context.Context, opts Options) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
+	opts.Mountpoint = mountpoint
 	if err := raiseFileLimit(); err != nil {
 		opts.Log.Warn("the limit of open files stays as it is", "error", err)
 	}

@@ -1,0 +1,312 @@
+package fusefs
+
+import (
+	"context"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chromafs/chromafs/internal/failpoint"
+)
+
+const (
+	// syncEach is how many changed files a barrier syncs one by one. Beyond, one
+	// syncfs of the backing file system is twice as fast (measured), but also
+	// writes what other programs have there.
+	syncEach     = 64
+	syncParallel = 4
+)
+
+// syncState knows what has to be done before an FSYNC may be answered: which
+// backing files and folders changed since they were synced last, and which data
+// the backing directory refused after write(2) had said yes (F3).
+//
+// Barriers that come while one is at work share the next one.
+//
+// Locks: mu is taken inside the gate (after) and outside of it, and before
+// fsys.mu; nothing blocks under it.
+type syncState struct {
+	s *fsys
+
+	mu      sync.Mutex
+	changed map[*inode]struct{} // files and folders, each held by a reference
+	all     bool                // too many: everything on the root's file system
+	failed  map[*inode]*failures
+	running bool          // a barrier is at work
+	next    *barrierBatch // joined by those who came meanwhile; nil: none yet
+}
+
+// barrierBatch is one barrier and who shares it.
+type barrierBatch struct {
+	nodes map[*inode]syncKind // whose FSYNC asked, and how much of each to sync
+	done  chan struct{}
+	errno syscall.Errno
+}
+
+type syncKind uint8
+
+const (
+	syncData syncKind = iota // fdatasync(2)
+	syncAll                  // fsync(2)
+)
+
+func newSyncState(s *fsys) *syncState {
+	return &syncState{s: s, changed: map[*inode]struct{}{}, failed: map[*inode]*failures{}}
+}
+
+// barrier answers FSYNC and FSYNCDIR of n: when it returns 0, everything written
+// before, in any file, is on disk (F3). The kernel has handed over n's own pages.
+func (s *fsys) barrier(_ context.Context, n *inode, kind syncKind) syscall.Errno {
+	s.push.fsyncBegins(n)
+	defer s.push.fsyncEnds(n)
+	s.busy.fsync(n)
+
+	y := s.sync
+	y.mu.Lock()
+	if y.next == nil {
+		y.next = &barrierBatch{nodes: map[*inode]syncKind{}, done: make(chan struct{})}
+	}
+	b := y.next
+	b.nodes[n] = max(b.nodes[n], kind)
+	lead := !y.running
+	if lead {
+		y.running, y.next = true, nil
+	}
+	y.mu.Unlock()
+	if lead {
+		y.lead(b)
+	}
+	<-b.done
+	return b.errno
+}
+
+// lead carries out a barrier and sees to the one that gathered meanwhile.
+func (y *syncState) lead(b *barrierBatch) {
+	b.errno = y.run(b)
+	close(b.done)
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if next := y.next; next != nil {
+		y.next = nil
+		go y.lead(next)
+		return
+	}
+	y.running = false
+}
+
+func (y *syncState) run(b *barrierBatch) syscall.Errno {
+	skip := make(map[*inode]struct{}, len(b.nodes))
+	for n := range b.nodes {
+		skip[n] = struct{}{}
+	}
+	pushed := y.s.push.all(skip)
+	if err := failpoint.Hit("fusefs/barrier"); err != nil {
+		return errnoOf(err)
+	}
+	synced := y.syncChanged(b.nodes)
+	for _, errno := range []syscall.Errno{y.failure(b.nodes), pushed, synced} {
+		if errno != 0 {
+			return errno
+		}
+	}
+	return 0
+}
+
+// syncChanged syncs what changed, and nodes in any case.
+func (y *syncState) syncChanged(nodes map[*inode]syncKind) syscall.Errno {
+	y.mu.Lock()
+	changed, all := y.changed, y.all
+	y.changed, y.all = map[*inode]struct{}{}, false
+	y.mu.Unlock()
+	type work struct {
+		n    *inode
+		kind syncKind
+		held bool // by a reference of y.changed
+	}
+	var list []work
+	for n := range changed {
+		kind := nodes[n]
+		if n.isDir() {
+			kind = syncAll
+		}
+		list = append(list, work{n, kind, true})
+	}
+	for n, kind := range nodes {
+		if _, ok := changed[n]; !ok {
+			list = append(list, work{n, kind, false})
+		}
+	}
+	var first errnoOnce
+	if all {
+		if errno := again(func() error { return unix.Syncfs(int(y.s.root.Fd())) }); errno != 0 {
+			y.s.log.Error("syncing the backing file system failed", "error", errno)
+			first.set(errno)
+			y.mu.Lock()
+			y.all = true
+			y.mu.Unlock()
+		}
+	}
+	queue := make(chan work, len(list))
+	for _, w := range list {
+		queue <- w
+	}
+	close(queue)
+	var wg sync.WaitGroup
+	each := func() {
+		for w := range queue {
+			first.set(y.syncOne(w.n, w.kind))
+			if w.held {
+				y.s.unref(w.n, 1)
+			}
+		}
+	}
+	for range min(syncParallel, len(list)) - 1 {
+		wg.Go(each)
+	}
+	each()
+	wg.Wait()
+	return first.get()
+}
+
+// syncOne syncs a backing file or folder. What could not be synced is lost for
+// later attempts too (the kernel reports it once), so it counts as a failed write.
+func (y *syncState) syncOne(n *inode, kind syncKind) syscall.Errno {
+	if !n.isFile() && !n.isDir() {
+		return 0
+	}
+	var st unix.Stat_t
+	if errno := n.stat(&st); errno != 0 {
+		return errno
+	}
+	if st.Nlink == 0 {
+		return 0 // no crash will show it
+	}
+	err := failpoint.Hit("fusefs/sync")
+	errno := errnoOf(err)
+	if err == nil {
+		errno = syncBacking(n, kind)
+	}
+	if errno == syscall.EACCES || errno == syscall.EPERM { // an ordinary user's daemon and a file nobody may open
+		errno = again(func() error { return unix.Syncfs(int(y.s.root.Fd())) })
+	}
+	if errno == 0 || errno == syscall.ENOENT { // a folder that was removed meanwhile
+		return 0
+	}
+	y.s.log.Error("syncing a backing file failed: its data may be lost", "paths", y.s.paths(n), "error", errno)
+	if n.isDir() {
+		y.mu.Lock()
+		y.changedLocked(n)
+		y.mu.Unlock()
+	} else {
+		y.recordFailure(n, 0, maxOffset, errno)
+	}
+	return errno
+}
+
+func syncBacking(n *inode, kind syncKind) syscall.Errno {
+	fd, errno := n.open(unix.O_RDONLY)
+	if errno != 0 {
+		return errno
+	}
+	defer unix.Close(fd)
+	if kind == syncAll {
+		return again(func() error { return unix.Fsync(fd) })
+	}
+	return again(func() error { return unix.Fdatasync(fd) })
+}
+
+// after notes what a mutation leaves to be synced. It runs inside the gate.
+func (y *syncState) after(m *mutation, errno syscall.Errno) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	switch {
+	case errno != 0:
+		if m.kind != mutateWrite {
+			return
+		}
+		if m.cacheFlushed {
+			y.recordFailureLocked(m.node, m.off, m.off+m.length, errno)
+		}
+		y.changedLocked(m.node) // a part may have been written
+	case m.kind == mutateAttr:
+		return // no data; who wants it on disk syncs that very file
+	case m.kind == mutateWrite || m.kind == mutateCopy:
+		y.writtenLocked(m.node, m.off, m.off+m.length)
+		y.changedLocked(m.node)
+	case m.kind == mutateTruncate:
+		y.writtenLocked(m.node, m.length, maxOffset)
+		y.changedLocked(m.node)
+	case m.kind == mutateAllocate:
+		y.changedLocked(m.node)
+	default:
+		for _, n := range []*inode{m.node, m.dir, m.newDir} {
+			if n != nil {
+				y.changedLocked(n)
+			}
+		}
+	}
+}
+
+// changedLocked adds n to what has to be synced.
+func (y *syncState) changedLocked(n *inode) {
+	here := n.key.dev == y.s.rootNode.key.dev
+	if _, ok := y.changed[n]; ok || (y.all && here) || !(n.isFile() || n.isDir()) {
+		return
+	}
+	if len(y.changed) >= syncEach && here {
+		y.all = true
+		for c := range y.changed {
+			if c.key.dev == n.key.dev {
+				delete(y.changed, c)
+				defer y.s.unref(c, 1)
+			}
+		}
+		return
+	}
+	y.s.ref(n)
+	y.changed[n] = struct{}{}
+}
+
+// released forgets the failed writes of a file that nobody has open any more.
+func (y *syncState) released(n *inode) {
+	y.s.mu.RLock()
+	open := len(n.handles)
+	y.s.mu.RUnlock()
+	if open > 0 {
+		return
+	}
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	delete(y.failed, n)
+}
+
+// close drops the references that are held for a barrier that will not come.
+func (y *syncState) close() {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for n := range y.changed {
+		delete(y.changed, n)
+		defer y.s.unref(n, 1)
+	}
+}
+
+// errnoOnce keeps the first errno that is not 0.
+type errnoOnce struct {
+	mu    sync.Mutex
+	errno syscall.Errno
+}
+
+func (o *errnoOnce) set(errno syscall.Errno) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.errno == 0 {
+		o.errno = errno
+	}
+}
+
+func (o *errnoOnce) get() syscall.Errno {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.errno
+}

@@ -1,0 +1,346 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	blockSize = 64 << 10 // saved before its first overwrite
+	readChunk = 4 * blockSize
+	copyChunk = 16 * blockSize
+
+	// Scratch lies on the disk that the application writes to. Of what is free, at
+	// least this much stays for it; a disk of less than scratchShare times as much
+	// keeps that share instead.
+	scratchReserve = 16 << 20
+	scratchShare   = 16
+	scratchCheck   = 1 << 20 // how often free space is looked at, in bytes saved
+)
+
+// viewFile is a file of a view that was opened, pinned or touched since the cut.
+//
+// A mutation saves blocks with mu held, and changes the file after that. A reader
+// holds mu shared while it reads what is not saved: so what it reads is the block
+// as it was at the cut.
+type viewFile struct {
+	v    *View
+	size int64 // at the cut
+
+	readers int // open readers; guarded by View.mu
+
+	mu      sync.RWMutex
+	fd      int    // the backing file, read-only; -1: not needed yet
+	held    bool   // fd must stay: the file may not be found by its path again
+	scratch int    // saved blocks at their own offsets; -1: none yet
+	saved   bitmap // of blocks
+	dead    bool   // released
+}
+
+// openOnce sees to it that the file is open.
+func (f *viewFile) openOnce(open func() (int, error)) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fd >= 0 {
+		return nil
+	}
+	fd, err := open()
+	if err != nil {
+		return err
+	}
+	f.fd = fd
+	return nil
+}
+
+// holdLocked keeps the file reachable whatever happens to its names.
+func (f *viewFile) holdLocked(n *inode) error {
+	if f.fd < 0 && !f.dead {
+		fd, errno := n.open(unix.O_RDONLY)
+		if errno != 0 {
+			return errno
+		}
+		f.fd = fd
+	}
+	f.held = true
+	return nil
+}
+
+// save copies what is not saved yet of [off, end) to scratch.
+func (f *viewFile) save(n *inode, off, end int64) error {
+	first, last := off/blockSize, (end-1)/blockSize
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for b := first; b <= last; {
+		from, to := f.saved.clear(b, last+1)
+		if from == to {
+			return nil
+		}
+		if f.dead {
+			return nil
+		}
+		if err := f.holdLocked(n); err != nil {
+			return fmt.Errorf("hold a file: %w", err)
+		}
+		if err := f.openScratch(); err != nil {
+			return fmt.Errorf("make a scratch file: %w", err)
+		}
+		if err := f.copy(from*blockSize, min(to*blockSize, f.size)); err != nil {
+			return fmt.Errorf("save %d bytes to scratch: %w", (to-from)*blockSize, err)
+		}
+		f.saved.set(from, to)
+		b = to
+	}
+	return nil
+}
+
+// copy copies the data, not the holes, of [off, end) of the backing file.
+func (f *viewFile) copy(off, end int64) error {
+	buf := make([]byte, min(copyChunk, end-off))
+	for off < end {
+		data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
+		switch {
+		case err == unix.ENXIO: // a hole to the end
+			return nil
+		case err != nil:
+			data = off // not every file system knows holes
+		}
+		if off = data; off >= end {
+			return nil
+		}
+		chunk := buf[:min(int64(len(buf)), end-off)]
+		got, err := preadAll(f.fd, chunk, off)
+		if err != nil {
+			return err
+		}
+		if got < len(chunk) {
+			return io.ErrUnexpectedEOF
+		}
+		if err := f.v.reserve(int64(got)); err != nil {
+			return err
+		}
+		if _, errno := writeAll(f.scratch, [][]byte{chunk}, off); errno != 0 {
+			return errno
+		}
+		off += int64(got)
+	}
+	return nil
+}
+
+// reserve counts bytes that go to scratch and refuses them where the application
+// needs the space.
+func (v *View) reserve(n int64) error {
+	total := v.scratch.Add(n)
+	if total/scratchCheck == (total-n)/scratchCheck && total != n {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(v.s.opts.Dir.Scratch().Fd()), &st); err != nil {
+		return err
+	}
+	free, size := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
+	if free-n < min(scratchReserve, size/scratchShare) {
+		return syscall.ENOSPC
+	}
+	return nil
+}
+
+// openScratch makes a file without a name: it is gone with its descriptor, also
+// after a crash.
+func (f *viewFile) openScratch() error {
+	if f.scratch >= 0 {
+		return nil
+	}
+	dir := int(f.v.s.opts.Dir.Scratch().Fd())
+	fd, errno := openat(dir, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
+	if errno == syscall.EOPNOTSUPP || errno == syscall.EISDIR || errno == syscall.ENOENT {
+		name := "cut-" + strconv.FormatUint(f.v.number, 10) + "-" + strconv.Itoa(f.fd)
+		if fd, errno = openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR, 0o600); errno == 0 {
+			errno = errnoOf(unix.Unlinkat(dir, name, 0))
+		}
+	}
+	if errno != 0 {
+		return errno
+	}
+	if err := unix.Ftruncate(fd, f.size); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	f.scratch = fd
+	return nil
+}
+
+// release closes what the file holds. Only for the end, or if nobody reads it.
+func (f *viewFile) release() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead = true
+	for _, fd := range []*int{&f.fd, &f.scratch} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
+		}
+	}
+}
+
+// readAt reads up to readChunk bytes of either kind, saved or not.
+func (f *viewFile) readAt(p []byte, off int64) (int, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if err := f.v.err(); err != nil {
+		return 0, err
+	}
+	if f.dead {
+		return 0, fs.ErrClosed
+	}
+	p = p[:min(int64(len(p)), f.size-off, readChunk)]
+	block := off / blockSize
+	saved, until := f.saved.run(block, (off+int64(len(p))-1)/blockSize+1)
+	p = p[:min(int64(len(p)), until*blockSize-off)]
+	fd := f.fd
+	if saved {
+		fd = f.scratch
+	}
+	n, err := preadAll(fd, p, off)
+	if err == nil && n < len(p) {
+		err = fmt.Errorf("%w: it changed behind the mount's back", io.ErrUnexpectedEOF)
+	}
+	return n, err
+}
+
+// preadAll fills p, or stops at the end of the file.
+func preadAll(fd int, p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		got, err := unix.Pread(fd, p[n:], off+int64(n))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		if got == 0 {
+			break
+		}
+		n += got
+	}
+	return n, nil
+}
+
+// viewReader is an open file of a view.
+type viewReader struct {
+	v    *View
+	f    *viewFile
+	path string
+	once sync.Once
+}
+
+// ReadAt implements io.ReaderAt.
+func (r *viewReader) ReadAt(p []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, &fs.PathError{Op: "read", Path: r.path, Err: fs.ErrInvalid}
+	}
+	for n < len(p) {
+		if off+int64(n) >= r.f.size {
+			return n, io.EOF
+		}
+		got, err := r.f.readAt(p[n:], off+int64(n))
+		n += got
+		if err != nil {
+			return n, &fs.PathError{Op: "read", Path: r.path, Err: err}
+		}
+	}
+	return n, nil
+}
+
+// Close lets the file go, unless its path may not lead to it any more.
+func (r *viewReader) Close() error {
+	err := fs.ErrClosed
+	r.once.Do(func() {
+		err = nil
+		r.v.mu.Lock()
+		defer r.v.mu.Unlock()
+		r.f.readers--
+		r.f.mu.Lock()
+		defer r.f.mu.Unlock()
+		if r.f.readers == 0 && !r.f.held && r.f.fd >= 0 {
+			err = unix.Close(r.f.fd)
+			r.f.fd = -1
+		}
+	})
+	return err
+}
+
+// bitmap is a set of block numbers that grows as needed.
+type bitmap []uint64
+
+func (b bitmap) has(i int64) bool {
+	return i>>6 < int64(len(b)) && b[i>>6]&(1<<(i&63)) != 0
+}
+
+// set adds [from, to).
+func (b *bitmap) set(from, to int64) {
+	if need := (to + 63) >> 6; need > int64(len(*b)) {
+		*b = append(*b, make([]uint64, need-int64(len(*b)))...)
+	}
+	for i := from; i < to; {
+		if i&63 == 0 && to-i >= 64 {
+			(*b)[i>>6] = ^uint64(0)
+			i += 64
+			continue
+		}
+		(*b)[i>>6] |= 1 << (i & 63)
+		i++
+	}
+}
+
+// clear returns the first run in [from, end) that is not in the set; empty if all is.
+func (b bitmap) clear(from, end int64) (int64, int64) {
+	for from < end && b.has(from) {
+		from++
+	}
+	to := from
+	for to < end && !b.has(to) {
+		to++
+	}
+	return from, to
+}
+
+// run reports whether from is in the set, and how far the same holds.
+func (b bitmap) run(from, end int64) (in bool, to int64) {
+	in = b.has(from)
+	for to = from + 1; to < end && b.has(to) == in; {
+		to++
+	}
+	return in, to
+}
+
+// AbandonedError says that a view ended before it was read.
+type AbandonedError struct {
+	Cut uint64
+	Err error
+}
+
+// Error implements error.
+func (e *AbandonedError) Error() string {
+	return fmt.Sprintf("the view of cut %d was given up: %v", e.Cut, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *AbandonedError) Unwrap() error { return e.Err }
+
+// Is makes every such error an ErrViewAbandoned.
+func (e *AbandonedError) Is(target error) bool { return target == ErrViewAbandoned }
+
+// Hint returns what a person can do next.
+func (e *AbandonedError) Hint() string {
+	if errors.Is(e.Err, syscall.ENOSPC) || errors.Is(e.Err, syscall.EDQUOT) {
+		return "make room on the disk of DIR: a snapshot needs space for what is overwritten while it is uploaded; the next one is tried as usual"
+	}
+	return ""
+}
