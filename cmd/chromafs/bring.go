@@ -157,7 +157,7 @@ func snapshotOffline(ctx context.Context, e *env, o snapshotOptions, path string
 		_, r, err := w.snapshot(ctx, o.upload, local, false)
 		snap = snapshotOf(r)
 		if err != nil {
-			return fmt.Errorf("snapshot %s: %w", path, err)
+			return fmt.Errorf("%s: %w", path, err)
 		}
 		return nil
 	})

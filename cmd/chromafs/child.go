@@ -116,6 +116,7 @@ func (c *child) stop(sig os.Signal, timeout time.Duration) {
 		c.log.Warn("the command does not stop and is killed", keyPID, c.cmd.Process.Pid, "after", timeout)
 		c.signalGroup(unix.SIGKILL)
 		<-c.done
+		return
 	}
 	// What it started and left behind would keep the mount busy.
 	c.signalGroup(unix.SIGTERM)

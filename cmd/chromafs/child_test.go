@@ -22,7 +22,11 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == becomeWord {
 		os.Exit(begin(os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if built != "" {
+		os.RemoveAll(filepath.Dir(built))
+	}
+	os.Exit(code)
 }
 
 func startTestChild(t *testing.T, dir string, argv ...string) *child {

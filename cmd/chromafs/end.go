@@ -138,7 +138,7 @@ func (s *session) verdict(flushErr error) error {
 	}
 	hint := "nothing is lost: it is on the local disk, marked, and is stored after the next mount of " + s.place.dir
 	if own := exitcode.Hint(flushErr); own != "" {
-		hint = own
+		hint += "; " + own
 	}
 	return exitcode.New(code, fmt.Errorf("the final snapshot of %s is not complete: %w", s.place.dir, flushErr), hint)
 }

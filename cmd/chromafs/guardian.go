@@ -87,6 +87,6 @@ func warnOfUsers(l *local, log *slog.Logger) {
 }
 
 func warnOfUser(log *slog.Logger, u sqlitelock.User) {
-	log.Error("a process has a database of DIR open beside the mount: what it writes is not seen by chromafs and may be lost; "+
-		"stop it and let it use the mount", keyPID, u.PID, keyCommand, u.Command, keyPath, u.Path)
+	log.Error("a process has a database of DIR open without a chromafs mount: what it writes there is not seen and may be lost; "+
+		"stop it and let it use a mount", keyPID, u.PID, keyCommand, u.Command, keyPath, u.Path)
 }

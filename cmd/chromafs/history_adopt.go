@@ -52,8 +52,7 @@ func runHistoryAdopt(ctx context.Context, e *env, o historyAdoptOptions, args ar
 	if err != nil {
 		return fmt.Errorf("adopt %s: %w", id, err)
 	}
-	e.log.Info("snapshot adopted", keyStore, catalog.Store().String(), keyID, string(id), keySequence, head.Sequence)
-	_, err = fmt.Fprintf(e.stdout, "manifest.json of %s is there again; the newest snapshot is %s, of %s listed.\n",
-		catalog.Store(), id, count(len(head.History), "one"))
+	_, err = fmt.Fprintf(e.stdout, "manifest.json of %s is there again; %s is the newest of %s.\n",
+		catalog.Store(), id, count(len(head.History), "snapshot"))
 	return err
 }

@@ -57,7 +57,6 @@ func runHistoryClear(ctx context.Context, e *env, o historyClearOptions, args ar
 	if err != nil {
 		return fmt.Errorf("clear the history after %s: %w", count(removed, "removal"), err)
 	}
-	e.log.Info("history cleared", keyStore, catalog.Store().String(), keyRemoved, removed)
 	_, err = fmt.Fprintf(e.stdout, "Removed %s from %s; the newest is kept.\n", count(removed, "snapshot"), catalog.Store())
 	return err
 }

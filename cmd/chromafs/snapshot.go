@@ -10,6 +10,7 @@ import (
 
 	"github.com/chromafs/chromafs/internal/control"
 	"github.com/chromafs/chromafs/internal/datadir"
+	"github.com/chromafs/chromafs/internal/exitcode"
 )
 
 type snapshotOptions struct {
@@ -75,15 +76,26 @@ func snapshot(ctx context.Context, e *env, o snapshotOptions, path string) (cont
 	if err := o.store.validate(); err != nil {
 		return control.Snapshot{}, err
 	}
-	// A directory that was mistyped must not become one that is empty.
-	dir, err := datadir.OpenReadOnly(path)
-	if err != nil {
-		return control.Snapshot{}, err
-	}
-	if err := dir.Close(); err != nil {
+	if err := worthASnapshot(path); err != nil {
 		return control.Snapshot{}, err
 	}
 	return snapshotOffline(ctx, e, o, path)
+}
+
+// worthASnapshot refuses, before anything is made there, what is no DIR or most
+// likely none: a mistyped path, a mountpoint whose mount is gone.
+func worthASnapshot(path string) (err error) {
+	dir, err := datadir.OpenReadOnly(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	empty, err := dir.Empty()
+	if err == nil && empty && dir.State() == nil {
+		return exitcode.New(exitcode.Failed, fmt.Errorf("snapshot %s: it is empty and was never mounted", path),
+			"if it is a mountpoint, its mount is gone: mount again, or name DIR")
+	}
+	return err
 }
 
 func printSnapshot(e *env, s control.Snapshot) error {
