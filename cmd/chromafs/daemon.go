@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -77,46 +79,98 @@ func startDaemon(ctx context.Context, e *env) error {
 
 // readiness is how the process behind --daemon tells that it serves. The zero
 // value is that of a mount in the foreground.
-type readiness struct{ pipe *os.File }
+//
+// Nothing of this process may hold the caller's terminal or pipe open once the
+// mount answers. File systems keep threads with descriptor tables of their own, in
+// which the standard streams stay what they were when the thread began. So these
+// become the log file before that (detach), and what is said until the mount
+// answers goes to the caller by another descriptor (announce closes it).
+type readiness struct {
+	pipe   *os.File // to the waiting process
+	stderr *switchable
+	caller *os.File // what stderr was; nil before detach
+}
+
+// switchable is a writer that can be exchanged under way.
+type switchable struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (s *switchable) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
+}
+
+func (s *switchable) set(w io.Writer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.w = w
+}
 
 // takeReadiness finds out whether this is the process behind --daemon.
-func takeReadiness(getenv func(string) string) (readiness, error) {
-	value := getenv(readyVariable)
+func takeReadiness(e *env) (*readiness, error) {
+	value := e.getenv(readyVariable)
 	if value == "" {
-		return readiness{}, nil
+		return &readiness{}, nil
 	}
 	fd, err := strconv.Atoi(value)
 	if err != nil {
-		return readiness{}, fmt.Errorf("%s=%q: %w", readyVariable, value, err)
+		return nil, fmt.Errorf("%s=%q: %w", readyVariable, value, err)
 	}
 	if err := os.Unsetenv(readyVariable); err != nil {
-		return readiness{}, err
+		return nil, err
 	}
 	unix.CloseOnExec(fd)
-	return readiness{os.NewFile(uintptr(fd), "ready")}, nil
+	r := &readiness{pipe: os.NewFile(uintptr(fd), "ready"), stderr: &switchable{w: e.stderr}}
+	e.stderr = r.stderr
+	return r, nil
 }
 
-func (r readiness) inBackground() bool { return r.pipe != nil }
+func (r *readiness) inBackground() bool { return r.pipe != nil }
 
-// announce tells the waiting process that the mount answers. From here on what
-// this process writes goes to the log file, so that nothing holds the caller's
-// terminal or pipe open.
-func (r readiness) announce(dir *datadir.Dir) error {
-	if r.pipe == nil {
+// detach makes the standard streams DIR's log file, while messages still go to the
+// caller.
+func (r *readiness) detach(dir *datadir.Dir, log *slog.Logger) error {
+	if !r.inBackground() {
 		return nil
 	}
+	fail := func(err error) error { return fmt.Errorf("go to the background: %w", err) }
+	fd, err := unix.FcntlInt(os.Stderr.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fail(err)
+	}
+	r.caller = os.NewFile(uintptr(fd), "stderr")
+	r.stderr.set(r.caller)
 	file, err := openLog(dir)
 	if err != nil {
-		return fmt.Errorf("open the daemon's log: %w", err)
+		// A full disk is no reason not to serve.
+		log.Warn("the log file cannot be written; once the mount answers, nothing is logged", keyError, err)
+		if file, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+			return fail(err)
+		}
 	}
 	defer file.Close()
 	for _, fd := range []int{1, 2} {
 		if err := unix.Dup3(int(file.Fd()), fd, 0); err != nil {
-			return fmt.Errorf("open the daemon's log: %w", err)
+			return fail(err)
 		}
 	}
-	_, err = r.pipe.WriteString(readyMessage)
-	return errors.Join(err, r.pipe.Close())
+	return nil
+}
+
+// announce tells the waiting process that the mount answers, and lets go of it.
+func (r *readiness) announce() error {
+	if !r.inBackground() {
+		return nil
+	}
+	r.stderr.set(os.Stderr)
+	_, err := r.pipe.WriteString(readyMessage)
+	if err := errors.Join(err, r.caller.Close(), r.pipe.Close()); err != nil {
+		return fmt.Errorf("tell that the mount answers: %w", err)
+	}
+	return nil
 }
 
 func openLog(dir *datadir.Dir) (*os.File, error) {

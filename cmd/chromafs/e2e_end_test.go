@@ -181,7 +181,26 @@ func TestOfflineCommands(t *testing.T) {
 	writeFile(t, filepath.Join(s.dir, "note"), "changed")
 	s.must(0, "sync", s.dir)
 
-	// A transaction under way keeps an offline snapshot from being taken.
+	r := s.must(0, "restore", "--at", first.Last.ID, s.dir)
+	same(t, "restored", content(t, s.dir), want)
+	if !strings.Contains(r.stdout, "backups") {
+		t.Errorf("the message does not say where the old copy is: %s", r.stdout)
+	}
+	if st := s.status(s.dir); !st.Dirty || st.Sequence != 2 {
+		t.Errorf("an older snapshot is not waiting to be published: %+v", st)
+	}
+	s.must(0, "sync", s.dir)
+
+}
+
+// A transaction under way keeps an offline snapshot from being taken.
+func TestOfflineSnapshotWaitsForSQLite(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, s.dir)
 	app := exec.CommandContext(t.Context(), "sqlite3", filepath.Join(s.dir, "chroma.sqlite3"))
 	in, err := app.StdinPipe()
 	if err != nil {
@@ -207,17 +226,19 @@ func TestOfflineCommands(t *testing.T) {
 	if err := app.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	s.must(0, "snapshot", s.dir)
+}
 
-	r := s.must(0, "restore", "--at", first.Last.ID, s.dir)
-	same(t, "restored", content(t, s.dir), want)
-	if !strings.Contains(r.stdout, "backups") {
-		t.Errorf("the message does not say where the old copy is: %s", r.stdout)
+func TestHistoryCommands(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		t.Fatal(err)
 	}
-	if st := s.status(s.dir); !st.Dirty || st.Sequence != 2 {
-		t.Errorf("an older snapshot is not waiting to be published: %+v", st)
+	for _, text := range []string{"1", "2", "3"} {
+		writeFile(t, filepath.Join(s.dir, "note"), text)
+		s.must(0, "snapshot", s.dir)
 	}
-	s.must(0, "sync", s.dir)
-
 	var listed []listedJSON
 	if err := json.Unmarshal([]byte(s.must(0, "history", "list", "--json").stdout), &listed); err != nil || len(listed) != 3 {
 		t.Fatalf("history: %+v, %v", listed, err)
@@ -235,7 +256,7 @@ func TestOfflineCommands(t *testing.T) {
 	if err := os.Remove(filepath.Join(s.store, "manifest.json")); err != nil {
 		t.Fatal(err)
 	}
-	r = s.must(5, "mount", s.dir, s.point)
+	r := s.must(5, "mount", s.dir, s.point)
 	_, command, ok := strings.Cut(r.stderr, "chromafs history adopt ")
 	if !ok {
 		t.Fatalf("no way out is named: %s", r.stderr)

@@ -129,11 +129,11 @@ func runMount(ctx context.Context, e *env, o mountOptions, args arguments) error
 	if err := o.validate(); err != nil {
 		return err
 	}
-	if err := o.log.apply(e); err != nil {
+	ready, err := takeReadiness(e)
+	if err != nil {
 		return err
 	}
-	ready, err := takeReadiness(e.getenv)
-	if err != nil {
+	if err := o.log.apply(e); err != nil {
 		return err
 	}
 	startup, gotSignal := untilSignal(ctx)

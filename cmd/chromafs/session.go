@@ -30,7 +30,7 @@ type session struct {
 	options mountOptions
 	place   place
 	local   *local
-	ready   readiness
+	ready   *readiness
 
 	catalog  *history.Catalog
 	uploader *uploader.Uploader
@@ -53,6 +53,9 @@ type session struct {
 // DESIGN §7. Where it fails, abandon takes back what it did.
 func (s *session) start(ctx context.Context) error {
 	s.asked, s.gone = make(chan struct{}), make(chan struct{})
+	if err := s.ready.detach(s.local.dir, s.env.log); err != nil {
+		return err
+	}
 	var err error
 	if s.catalog, err = s.options.store.open(s.env); err != nil {
 		return err
@@ -83,7 +86,7 @@ func (s *session) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.ready.announce(s.local.dir)
+	return s.ready.announce()
 }
 
 // newUploader wires an uploader for a DIR that this process holds.
