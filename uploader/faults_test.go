@@ -113,36 +113,37 @@ func recovered(op string) bool { return op == "put "+history.HeadKey }
 
 // The same for what a multipart upload does.
 func TestEveryStepOfAnUploadMayFail(t *testing.T) {
-	for _, kind := range []string{"new-upload", "put-part", "copy-part", "complete"} {
-		for _, after := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s after=%v", kind, after), func(t *testing.T) {
-				w := newWorld(t).open().takeover()
-				w.write("big", big("1"))
-				w.snapshot()
-				w.write("big", big("2"))
-				hit := false
-				w.store.Fail = func(op memstore.Op) error {
-					if op.Kind == kind && op.After == after && strings.HasPrefix(op.Key, "history/") {
-						hit = true
-						return errInjected
-					}
-					return nil
+	for _, c := range []struct {
+		kind  string
+		after bool
+	}{{"new-upload", true}, {"put-part", false}, {"copy-part", false}, {"complete", false}, {"complete", true}} {
+		t.Run(fmt.Sprintf("%s after=%v", c.kind, c.after), func(t *testing.T) {
+			w := newWorld(t).open().takeover()
+			w.write("big", big("1"))
+			w.snapshot()
+			w.write("big", big("2"))
+			hit := false
+			w.store.Fail = func(op memstore.Op) error {
+				if op.Kind == c.kind && op.After == c.after && strings.HasPrefix(op.Key, "history/") {
+					hit = true
+					return errInjected
 				}
-				_, err := w.u.Snapshot(t.Context())
-				if !hit || !errors.Is(err, errInjected) {
-					t.Fatalf("hit: %v, snapshot: %v", hit, err)
-				}
-				w.store.Fail = nil
-				if h := w.head(); h.Sequence != 1 {
-					t.Errorf("published: %+v", h)
-				}
-				w.snapshot()
-				if got := w.published(); !maps.Equal(got, contents(w.files)) {
-					t.Error("the next snapshot is not what is there")
-				}
-				w.checkTidy()
-			})
-		}
+				return nil
+			}
+			_, err := w.u.Snapshot(t.Context())
+			if !hit || !errors.Is(err, errInjected) {
+				t.Fatalf("hit: %v, snapshot: %v", hit, err)
+			}
+			w.store.Fail = nil
+			if h := w.head(); h.Sequence != 1 {
+				t.Errorf("published: %+v", h)
+			}
+			w.snapshot()
+			if got := w.published(); !maps.Equal(got, contents(w.files)) {
+				t.Error("the next snapshot is not what is there")
+			}
+			w.checkTidy()
+		})
 	}
 }
 
