@@ -107,6 +107,25 @@ func FuzzReserve(f *testing.F) {
 	})
 }
 
+func TestHeaderRefused(t *testing.T) {
+	good := header{Format: 1, JournalID: "j", Lineage: "l", ID: "i", Published: true, Cut: 4, Intent: &Intent{ID: "i", Nonce: "n", Cut: 4}}
+	must(t, good.valid())
+	for name, harm := range map[string]func(*header){
+		"older format":          func(h *header) { h.Format = 0 },
+		"no journal id":         func(h *header) { h.JournalID = "" },
+		"published nowhere":     func(h *header) { h.Lineage = "" },
+		"a base out of nothing": func(h *header) { h.Published = false },
+		"intent without nonce":  func(h *header) { h.Intent = &Intent{ID: "i"} },
+		"intent above all cuts": func(h *header) { h.Intent = &Intent{ID: "i", Nonce: "n", Cut: 5} },
+		"pending nothing":       func(h *header) { h.Pending = []string{""} },
+	} {
+		h := good
+		if harm(&h); !errors.Is(h.valid(), errValue) {
+			t.Errorf("%s: %v", name, h.valid())
+		}
+	}
+}
+
 // A value under another key, in another bucket or changed is not believed.
 func TestSeal(t *testing.T) {
 	value := seal("mark", "a/b", encodeMark(mark{cut: 1}))

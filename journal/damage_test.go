@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -190,6 +191,56 @@ func TestEveryByteDamaged(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(cut, fileName), b, 0o600))
 		if c, err := read(t, cut); !errors.Is(err, ErrDamaged) && (err != nil || describe(t, c) != want) {
 			t.Errorf("truncated to %d bytes: %v", size, err)
+		}
+	}
+}
+
+// Pages that refer to one another as no tree does, and a free list that would
+// have pages in use overwritten.
+func TestTreeDamaged(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir)
+	for i := range 400 {
+		must(t, j.Mark(uint64(i%2), strings.Repeat("x", 100)+strconv.Itoa(i)))
+	}
+	must(t, j.Close())
+	whole, err := os.ReadFile(filepath.Join(dir, fileName))
+	must(t, err)
+	le := binary.LittleEndian
+	meta, _, err := newestMeta(bytes.NewReader(whole), int64(len(whole)))
+	must(t, err)
+	branch, leaf := uint64(0), uint64(0)
+	reached := verifier{r: bytes.NewReader(whole), meta: meta, seen: map[uint64]bool{0: true, 1: true}}
+	must(t, reached.tree(meta.root, nil, nil, true))
+	for id := range reached.seen {
+		switch le.Uint16(whole[id*meta.pageSize+8:]) {
+		case flagBranch:
+			branch = id
+		case flagLeaf:
+			leaf = id
+		}
+	}
+	free := whole[meta.freelist*meta.pageSize:]
+	if branch == 0 || leaf == 0 || le.Uint16(free[10:]) < 2 {
+		t.Fatalf("the file is too simple: branch %d, leaf %d, %d free pages", branch, leaf, le.Uint16(free[10:]))
+	}
+	child := branch*meta.pageSize + pageHeader + 8 // of the first element
+	for name, patch := range map[string]struct{ at, value uint64 }{
+		"a branch that is its own child":  {child, branch},
+		"two ways to one page":            {child, le.Uint64(whole[child+elemSize:])},
+		"a child out of bounds":           {child, meta.pages},
+		"a child that is a meta page":     {child, 1},
+		"a child that is the free list":   {child, meta.freelist},
+		"a page of another name":          {leaf * meta.pageSize, leaf + 1},
+		"a free page that is in use":      {meta.freelist*meta.pageSize + pageHeader, leaf},
+		"a free page twice":               {meta.freelist*meta.pageSize + pageHeader, le.Uint64(free[pageHeader+8:])},
+		"a free page out of bounds":       {meta.freelist*meta.pageSize + pageHeader, meta.pages},
+		"a free page that is a meta page": {meta.freelist*meta.pageSize + pageHeader, 0},
+	} {
+		b := bytes.Clone(whole)
+		le.PutUint64(b[patch.at:], patch.value)
+		if _, err := verify(bytes.NewReader(b), int64(len(b))); !errors.Is(err, errPage) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -172,9 +172,6 @@ func (s *scan) commit() error {
 	defer j.commitMu.Unlock()
 	u := newUpdate(j.content.head)
 	cut, now := u.head.Cut, j.now().UnixNano()
-	if j.all != nil {
-		cut = max(cut, j.all.cut)
-	}
 	slices.SortFunc(s.changed, strings.Compare) // folders before what they hold
 	for _, p := range s.changed {
 		p = storablePath(p)

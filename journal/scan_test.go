@@ -57,6 +57,13 @@ func TestJ4Scan(t *testing.T) {
 		}, ScanReport{entries, 1, 0}, nil},
 		{"a byte of the first part", overwrite("big", 0), ScanReport{entries, 1, 1}, map[string]uint64{"big": 1}},
 		{"a byte of the last part", overwrite("big", tree.MinPartSize), ScanReport{entries, 1, 1}, map[string]uint64{"big": 1}},
+		{"changed, its mtime put back", func(d string) error {
+			info, err := os.Stat(filepath.Join(d, "chroma.sqlite3"))
+			if err != nil {
+				return err
+			}
+			return errors.Join(overwrite("chroma.sqlite3", 3)(d), os.Chtimes(filepath.Join(d, "chroma.sqlite3"), info.ModTime(), info.ModTime()))
+		}, ScanReport{entries, 1, 1}, map[string]uint64{"chroma.sqlite3": 1}},
 		{"grown", func(d string) error { return os.Truncate(filepath.Join(d, "seg/data.bin"), 100) }, ScanReport{entries, 0, 1}, map[string]uint64{"seg/data.bin": 1}},
 		{"emptied", func(d string) error { return os.Truncate(filepath.Join(d, "seg/data.bin"), 0) }, ScanReport{entries, 0, 1}, map[string]uint64{"seg/data.bin": 1}},
 		{"chmod", func(d string) error { return os.Chmod(filepath.Join(d, "empty"), 0o600) }, ScanReport{entries, 0, 1}, map[string]uint64{"empty": 1}},
