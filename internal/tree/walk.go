@@ -1,7 +1,9 @@
 package tree
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 
@@ -65,7 +67,7 @@ func (w *walker) folder(parent *os.File, name string) error {
 			continue
 		}
 		e, ok, err := Stat(dir, base)
-		if os.IsNotExist(err) {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
@@ -78,7 +80,7 @@ func (w *walker) folder(parent *os.File, name string) error {
 		e.Path = p
 		w.entries = append(w.entries, e)
 		if e.Type == Dir {
-			if err := w.folder(dir, p); err != nil && !os.IsNotExist(err) {
+			if err := w.folder(dir, p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
