@@ -245,6 +245,22 @@ func (y *syncState) after(m *mutation, errno syscall.Errno) {
 				y.changedLocked(n)
 			}
 		}
+		if m.replaced != nil {
+			y.dropGoneLocked(m.replaced)
+		}
+	}
+}
+
+// dropGoneLocked lets go of a file that has no name any more: no crash will show
+// it, and a reference would keep its space on the disk.
+func (y *syncState) dropGoneLocked(n *inode) {
+	if _, ok := y.changed[n]; !ok {
+		return
+	}
+	var st unix.Stat_t
+	if n.stat(&st) == 0 && (st.Nlink == 0 || n.isDir() && st.Nlink < 2) {
+		delete(y.changed, n)
+		y.s.unref(n, 1)
 	}
 }
 
@@ -268,7 +284,8 @@ func (y *syncState) changedLocked(n *inode) {
 	y.changed[n] = struct{}{}
 }
 
-// released forgets the failed writes of a file that nobody has open any more.
+// released forgets the failed writes of a file that nobody has open any more, and
+// the file itself if it is gone.
 func (y *syncState) released(n *inode) {
 	y.s.mu.RLock()
 	open := len(n.handles)
@@ -279,16 +296,7 @@ func (y *syncState) released(n *inode) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	delete(y.failed, n)
-}
-
-// close drops the references that are held for a barrier that will not come.
-func (y *syncState) close() {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	for n := range y.changed {
-		delete(y.changed, n)
-		defer y.s.unref(n, 1)
-	}
+	y.dropGoneLocked(n)
 }
 
 // errnoOnce keeps the first errno that is not 0.
