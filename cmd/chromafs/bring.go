@@ -82,8 +82,10 @@ func (w workshop) snapshot(ctx context.Context, o uploadOptions, r localOptions,
 	if err != nil {
 		return reconcile.Result{}, none, err
 	}
+	// The store is not taken over yet: where there is nothing to publish, whoever
+	// serves elsewhere goes on as the writer.
 	env := w.reconciling(r)
-	env.Takeover, env.LocalOnly = up.Takeover, !mayReplace
+	env.LocalOnly = !mayReplace
 	decided, err := reconcile.Run(ctx, env)
 	if err != nil {
 		return decided, none, err

@@ -132,15 +132,15 @@ func (s *session) verdict(flushErr error) error {
 	if flushErr == nil {
 		flushErr = errors.New("processes that still used the mount wrote after the last snapshot")
 	}
-	code := exitcode.Store
 	if s.uploader.Status().Fenced {
-		code = exitcode.Conflict
+		return exitcode.New(exitcode.Conflict, fmt.Errorf("the final snapshot of %s was not taken: %w", s.place.dir, flushErr),
+			"nothing is lost: the next mount of "+s.place.dir+" serves the store's newest snapshot and keeps what is local in .chromafs/backups")
 	}
 	hint := "nothing is lost: it is on the local disk, marked, and is stored after the next mount of " + s.place.dir
 	if own := exitcode.Hint(flushErr); own != "" {
 		hint += "; " + own
 	}
-	return exitcode.New(code, fmt.Errorf("the final snapshot of %s is not complete: %w", s.place.dir, flushErr), hint)
+	return exitcode.New(exitcode.Store, fmt.Errorf("the final snapshot of %s is not complete: %w", s.place.dir, flushErr), hint)
 }
 
 // giveBack records the clean stop and gives back the socket's name, the guard, the

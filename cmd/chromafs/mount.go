@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/chromafs/chromafs/fusefs"
 	"github.com/chromafs/chromafs/internal/exitcode"
@@ -129,6 +131,7 @@ func runMount(ctx context.Context, e *env, o mountOptions, args arguments) error
 	if err := o.validate(); err != nil {
 		return err
 	}
+	surviveBrokenPipes()
 	ready, err := takeReadiness(e)
 	if err != nil {
 		return err
@@ -136,8 +139,8 @@ func runMount(ctx context.Context, e *env, o mountOptions, args arguments) error
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	startup, gotSignal := untilSignal(ctx)
-	defer gotSignal()
+	startup, stop := untilSignal(ctx)
+	defer stop()
 	if o.daemon && !ready.inBackground() {
 		return startDaemon(startup, e)
 	}
@@ -156,8 +159,15 @@ func runMount(ctx context.Context, e *env, o mountOptions, args arguments) error
 		l.noteSpace(err)
 		return interrupted(startup, errors.Join(err, s.abandon()))
 	}
-	gotSignal() // from here on a signal means: come to an end
-	return s.run(ctx)
+	// From here on a signal means: come to an end. One that came just before does too.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, passed()...)
+	defer signal.Stop(signals)
+	stop()
+	if errors.Is(context.Cause(startup), errInterrupted) {
+		signals <- unix.SIGTERM
+	}
+	return s.run(signals)
 }
 
 // prepare clears what a killed mount left at the mountpoint, makes it, and refuses
@@ -210,3 +220,9 @@ func sameDirectory(a, b string) (bool, error) {
 	}
 	return os.SameFile(sa, sb), nil
 }
+
+// surviveBrokenPipes keeps a log whose reader is gone from ending the process: a
+// Ctrl-C in "chromafs mount … | tee log" ends tee first, and the final snapshot
+// must still be taken. Signals that are caught, unlike ignored ones, are as always
+// for a COMMAND.
+func surviveBrokenPipes() { signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"sync"
 	"time"
 
@@ -76,8 +75,8 @@ func (s *session) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	folder := control.Folders(os.Geteuid(), s.env.getenv)[0]
-	if s.server, err = control.Listen(folder, s.local.dir.Key(), handler{s}, s.env.log); err != nil {
+	folders := control.OwnFolders(os.Geteuid(), s.env.getenv)
+	if s.server, err = control.ListenFirst(folders, s.local.dir.Key(), handler{s}, s.env.log); err != nil {
 		return err
 	}
 	s.startBackground()
@@ -145,10 +144,7 @@ func (s *session) lastMutation() time.Time {
 }
 
 // run serves until something says that it is to end, and ends it.
-func (s *session) run(startup context.Context) error {
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, passed()...)
-	defer signal.Stop(signals)
+func (s *session) run(signals <-chan os.Signal) error {
 	s.env.log.Info("serving", keyDir, s.local.dir.Path(), keyMountpoint, s.place.mountpoint,
 		keyStore, s.catalog.Store().String(), keyPID, os.Getpid())
 	var childDone <-chan struct{}
@@ -157,8 +153,6 @@ func (s *session) run(startup context.Context) error {
 	}
 	for {
 		select {
-		case <-startup.Done(): // a signal that came just before
-			return s.endWith(signals, "signal", unix.SIGTERM)
 		case sig := <-signals:
 			if !s.isEnd(sig) {
 				s.passOn(sig)

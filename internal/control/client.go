@@ -51,6 +51,9 @@ func connect(ctx context.Context, path, key string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := f.trusted(); err != nil {
+		return nil, errors.Join(err, f.file.Close())
+	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", f.address(key))

@@ -3,7 +3,7 @@
 //
 // The model: the daemon that holds DIR's lock listens on <folder>/<key>.sock,
 // where <key> is "<dev>-<ino>" of DIR and <folder> is /run/chromafs for root and
-// $XDG_RUNTIME_DIR/chromafs for others (without one, /tmp/chromafs-<uid>). Folder
+// $XDG_RUNTIME_DIR/chromafs for others (where that cannot be, /tmp/chromafs-<uid>). Folder
 // and socket belong to that user alone (0700, 0600): who may connect may do
 // anything. Find turns whichever path a person gives, DIR, the mountpoint or
 // anything on the mount, into the key, without asking the mount itself: the

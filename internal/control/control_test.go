@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -236,15 +237,40 @@ func TestFolders(t *testing.T) {
 	for _, tc := range []struct {
 		uid  int
 		xdg  string
-		want string
+		want []string
 	}{
-		{0, "/run/user/0", "/run/chromafs"},
-		{1000, "/run/user/1000", "/run/user/1000/chromafs"},
-		{1000, "", "/tmp/chromafs-1000"},
-		{1000, "relative", "/tmp/chromafs-1000"},
+		{0, "/run/user/0", []string{"/run/chromafs", "/tmp/chromafs-0"}},
+		{1000, "/run/user/1000", []string{"/run/user/1000/chromafs", "/tmp/chromafs-1000"}},
+		{1000, "", []string{"/tmp/chromafs-1000"}},
+		{1000, "relative", []string{"/tmp/chromafs-1000"}},
 	} {
-		if got := Folders(tc.uid, env(tc.xdg)); got[0] != tc.want {
-			t.Errorf("uid %d, XDG %q: %q", tc.uid, tc.xdg, got)
+		own := OwnFolders(tc.uid, env(tc.xdg))
+		if !slices.Equal(own, tc.want) {
+			t.Errorf("uid %d, XDG %q: %q", tc.uid, tc.xdg, own)
 		}
+		for _, path := range append(own, "/run/chromafs") {
+			if !slices.Contains(Folders(tc.uid, env(tc.xdg)), path) {
+				t.Errorf("uid %d, XDG %q: nobody would look in %s", tc.uid, tc.xdg, path)
+			}
+		}
+	}
+}
+
+func TestListenFirstWorksWhereTheFirstCannotBe(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(t.TempDir(), "chromafs")
+	s, err := ListenFirst([]string{filepath.Join(file, "chromafs"), folder}, "1-2", &fake{status: Status{PID: 1}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, s)
+	if st, err := client(t, "1-2", folder).Status(t.Context()); err != nil || st.PID != 1 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if _, err := ListenFirst([]string{filepath.Join(file, "chromafs")}, "1-2", &fake{}, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("listens nowhere")
 	}
 }

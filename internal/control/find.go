@@ -51,14 +51,29 @@ func Find(path string) (Target, error) {
 	return t, nil
 }
 
-// Folders says where sockets live: the folder of this user's own mounts first.
-// Root also looks into those of others.
-func Folders(uid int, getenv func(string) string) []string {
-	const system = "/run/chromafs"
-	if uid != 0 {
-		return []string{ownFolder(uid, getenv), system}
+// systemFolder is where root's mounts have their sockets.
+const systemFolder = "/run/chromafs"
+
+// OwnFolders says where a user's own mounts may have their sockets: the first of
+// these in which one can be made. The last is for machines without the others.
+func OwnFolders(uid int, getenv func(string) string) []string {
+	fallback := "/tmp/chromafs-" + strconv.Itoa(uid)
+	if uid == 0 {
+		return []string{systemFolder, fallback}
 	}
-	folders := []string{system}
+	if dir := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return []string{filepath.Join(dir, "chromafs"), fallback}
+	}
+	return []string{fallback}
+}
+
+// Folders says where to look for a mount's socket: among this user's own mounts
+// first, then root's. Root also looks among those of others.
+func Folders(uid int, getenv func(string) string) []string {
+	if uid != 0 {
+		return append(OwnFolders(uid, getenv), systemFolder)
+	}
+	folders := OwnFolders(uid, getenv)
 	for _, pattern := range []string{"/run/user/*/chromafs", "/tmp/chromafs-*"} {
 		more, err := filepath.Glob(pattern)
 		if err != nil {
@@ -67,13 +82,6 @@ func Folders(uid int, getenv func(string) string) []string {
 		folders = append(folders, more...)
 	}
 	return folders
-}
-
-func ownFolder(uid int, getenv func(string) string) string {
-	if dir := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "chromafs")
-	}
-	return "/tmp/chromafs-" + strconv.Itoa(uid)
 }
 
 // folder is an open folder of sockets. Sockets in it are addressed through its
@@ -103,6 +111,19 @@ func (f *folder) private() error {
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		return fmt.Errorf("%s: does not belong to this user alone (owner %d, mode %#o)", f.path, st.Uid, st.Mode&0o7777)
+	}
+	return nil
+}
+
+// trusted fails with fs.ErrNotExist where somebody else may have put a socket:
+// below /tmp anybody can make a folder. Root may ask everybody's mounts.
+func (f *folder) trusted() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.file.Fd()), &st); err != nil {
+		return &os.PathError{Op: "stat", Path: f.path, Err: err}
+	}
+	if euid := os.Geteuid(); euid != 0 && int(st.Uid) != euid && st.Uid != 0 {
+		return fmt.Errorf("%s belongs to user %d: %w", f.path, st.Uid, os.ErrNotExist)
 	}
 	return nil
 }

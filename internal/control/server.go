@@ -51,6 +51,19 @@ func Listen(path, key string, h Handler, log *slog.Logger) (*Server, error) {
 	return s, nil
 }
 
+// ListenFirst is Listen in the first of several folders in which that works.
+func ListenFirst(paths []string, key string, h Handler, log *slog.Logger) (*Server, error) {
+	var errs []error
+	for _, path := range paths {
+		s, err := Listen(path, key, h, log)
+		if err == nil {
+			return s, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
 func listen(f *folder, key string) (*net.UnixListener, error) {
 	if err := f.private(); err != nil {
 		return nil, err
