@@ -41,18 +41,43 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	code := m.Run()
-	mounts, err := mountinfo.List()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	for _, mount := range mounts {
-		if strings.HasPrefix(mount.Mountpoint, filepath.Join(os.TempDir(), "Test")) && strings.HasPrefix(mount.Type, "fuse") {
-			fmt.Fprintln(os.Stderr, "a test left a mount behind:", mount.Mountpoint)
-			code = 1
-		}
+	for _, mount := range usedMountpoints.leaked() {
+		fmt.Fprintln(os.Stderr, "a test left a mount behind:", mount)
+		code = 1
 	}
 	os.Exit(code)
+}
+
+// mountpoints remembers where tests of this process mount, to find leaks without
+// looking at those of other processes.
+type mountpoints struct {
+	mu   sync.Mutex
+	tops []string
+}
+
+var usedMountpoints mountpoints
+
+func (u *mountpoints) add(top string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.tops = append(u.tops, top)
+}
+
+func (u *mountpoints) leaked() (left []string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	mounts, err := mountinfo.List()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, m := range mounts {
+		for _, top := range u.tops {
+			if m.Mountpoint == top || strings.HasPrefix(m.Mountpoint, top+"/") {
+				left = append(left, m.Mountpoint)
+			}
+		}
+	}
+	return left
 }
 
 // child returns a command that runs one of children.
@@ -142,6 +167,7 @@ func mounted(t *testing.T, change ...func(*Options)) *fixture {
 func openTempDir(t *testing.T) string {
 	t.Helper()
 	top := t.TempDir()
+	usedMountpoints.add(top)
 	for d := top; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -176,8 +202,12 @@ func (fx *fixture) mount(t *testing.T, change ...func(*Options)) {
 				t.Errorf("lazy unmount: %v", err)
 			}
 		}
-		<-f.Done()
-		d.Close()
+		select {
+		case <-f.Done():
+			d.Close()
+		case <-time.After(10 * time.Second):
+			t.Error("the mount does not end: something holds it")
+		}
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +141,10 @@ func (m model) descriptor() step {
 	case 9:
 		whence := []int{unix.SEEK_DATA, unix.SEEK_HOLE, unix.SEEK_END, unix.SEEK_SET}[m.rnd.IntN(4)]
 		return step{fmt.Sprintf("lseek %d %d whence %d", i, off, whence), func(w *world) string {
+			var st unix.Stat_t
+			if unix.Fstat(w.files[i], &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				return "a folder" // offsets there mean nothing that could be compared
+			}
 			at, err := unix.Seek(w.files[i], off, whence)
 			return fmt.Sprint(at, errText(err))
 		}}
@@ -292,9 +297,15 @@ func TestModel(t *testing.T) {
 	}
 	for range 4 {
 		seed := uint64(time.Now().UnixNano())
+		if s, err := strconv.ParseUint(os.Getenv("CHROMAFS_MODEL_SEED"), 10, 64); err == nil {
+			seed = s // of a run that failed
+		}
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runModel(t, seed, steps) })
 	}
 }
+
+// historyShown is how many steps before a difference are printed.
+const historyShown = 25
 
 func runModel(t *testing.T, seed uint64, steps int) {
 	fx := mounted(t)
@@ -311,14 +322,17 @@ func runModel(t *testing.T, seed uint64, steps int) {
 		history = append(history, fmt.Sprintf("%.200s: %.80s", st.name, want))
 		if got != want {
 			t.Fatalf("step %d: %.300s:\n got  %.300s\n want %.300s\nbefore it:\n  %s", i, st.name, got, want,
-				strings.Join(history[max(0, len(history)-25):], "\n  "))
+				strings.Join(history[max(0, len(history)-historyShown):], "\n  "))
 		}
 	}
 	sameTree(t, "mount", snapshot(t, fx.mnt), snapshot(t, plain))
 	mnt.close()
 	ref.close()
 	fx.unmount(t)
-	sameTree(t, "backing directory", snapshot(t, fx.dir), snapshot(t, plain))
+	backing, want := snapshot(t, fx.dir), snapshot(t, plain)
+	delete(backing, ".") // its link count knows of the hidden folder
+	delete(want, ".")
+	sameTree(t, "backing directory", backing, want)
 	if got := fx.rec.take(); len(got) == 0 || slices.Contains(got, ".chromafs") {
 		t.Errorf("marks: %v", got)
 	}

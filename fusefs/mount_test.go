@@ -281,6 +281,8 @@ func TestForgetGivesDescriptorsBack(t *testing.T) {
 		must(t, os.WriteFile(in(fx.mnt, "a", "b", name), []byte(name), 0o644))
 	}
 	must(t, os.RemoveAll(in(fx.mnt, "a")))
+	// What changed is held until it was synced.
+	must(t, onFile(fx.mnt, unix.O_RDONLY|unix.O_DIRECTORY, func(int) error { return nil }))
 	eventually(t, "all inodes but the root are forgotten", func() bool {
 		s := fx.fs.fsys
 		s.mu.RLock()

@@ -22,8 +22,18 @@ func (s *fsys) replyStat(n *inode, out *fuse.AttrOut) syscall.Errno {
 		return errno
 	}
 	replyAttr(&out.Attr, &st)
+	out.Nlink = n.visibleLinks(out.Nlink)
 	out.SetTimeout(cacheTime)
 	return 0
+}
+
+// visibleLinks is the link count without the hidden folder's "..", on file
+// systems that count those.
+func (n *inode) visibleLinks(links uint32) uint32 {
+	if n.isRoot() && links > 2 {
+		return links - 1
+	}
+	return links
 }
 
 // Statx is asked for what GetAttr cannot tell: the time of birth.
@@ -41,6 +51,7 @@ func (s *fsys) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fu
 		return status(errno)
 	}
 	out.FromStatx(&st)
+	out.Nlink = n.visibleLinks(out.Nlink)
 	out.SetTimeout(cacheTime)
 	return fuse.OK
 }
