@@ -84,12 +84,12 @@ func TestHeadOfAFailingStore(t *testing.T) {
 	for _, kind := range []error{objstore.ErrRefused, objstore.ErrUnavailable} {
 		for n := range 2 { // the get, the listing
 			w := newWorld(t)
-			w.store.Fail = func(op memstore.Op) error {
+			w.fail(func(op memstore.Op) error {
 				if op.N == n {
 					return kind
 				}
 				return nil
-			}
+			})
 			if _, _, err := w.c.Head(t.Context()); !errors.Is(err, kind) || errors.Is(err, ErrNoBackup) {
 				t.Errorf("operation %d fails with %v: %v", n, kind, err)
 			}
@@ -177,12 +177,12 @@ func TestManifest(t *testing.T) {
 	check("a newer one", m.ID, "", ErrNewerFormat)
 	w.delete(ManifestKey(m.ID))
 	check("a listed one that is missing", m.ID, "", ErrIntegrity)
-	w.store.Fail = func(op memstore.Op) error {
+	w.fail(func(op memstore.Op) error {
 		if op.Key == HeadKey {
 			return objstore.ErrUnavailable
 		}
 		return nil
-	}
+	})
 	check("not knowing whether it is listed", m.ID, "", objstore.ErrUnavailable)
 }
 
@@ -200,12 +200,12 @@ func TestPutManifestOnce(t *testing.T) {
 		t.Fatalf("other bytes: %v", err)
 	}
 	sameTree(t, "the manifest", w.objects(ManifestKey(m.ID)), before)
-	w.store.Fail = func(op memstore.Op) error {
+	w.fail(func(op memstore.Op) error {
 		if op.Kind == "put" && op.After {
 			return objstore.ErrUnavailable
 		}
 		return nil
-	}
+	})
 	m2 := w.manifestOf(files{})
 	if _, err := w.c.PutManifest(t.Context(), m2); !errors.Is(err, objstore.ErrUnavailable) {
 		t.Fatalf("lost answer: %v", err)
@@ -230,12 +230,12 @@ func TestSwapHead(t *testing.T) {
 		w.publish(files{"a": "1"})
 		m, sha := w.upload(files{"a": "2"})
 		h := w.headFor(m, sha)
-		w.store.Fail = lost(objstore.ErrUnavailable)
+		w.fail(lost(objstore.ErrUnavailable))
 		etag, err := w.c.SwapHead(t.Context(), h, w.etag)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.store.Fail = nil
+		w.fail(nil)
 		if _, now, err := w.c.Head(t.Context()); err != nil || now != etag {
 			t.Fatalf("ETag %q, head has %q: %v", etag, now, err)
 		}
@@ -251,16 +251,16 @@ func TestSwapHead(t *testing.T) {
 				etag = w.etag
 			}
 			m, sha := w.upload(files{"a": "2"})
-			w.store.Fail = func(op memstore.Op) error {
+			w.fail(func(op memstore.Op) error {
 				if op.Kind == "put" {
 					return objstore.ErrUnavailable
 				}
 				return nil
-			}
+			})
 			if _, err := w.c.SwapHead(t.Context(), w.headFor(m, sha), etag); !errors.Is(err, objstore.ErrUnavailable) {
 				t.Fatalf("ETag %q: %v", etag, err)
 			}
-			w.store.Fail = nil
+			w.fail(nil)
 			if _, err := w.c.SwapHead(t.Context(), w.headFor(m, sha), etag); err != nil {
 				t.Fatalf("ETag %q, again: %v", etag, err)
 			}
@@ -416,7 +416,7 @@ func TestListAndResolve(t *testing.T) {
 		}
 	}
 	w.delete(ManifestKey(a.ID))
-	w.store.Fail = func(op memstore.Op) error { // rotated away between the head and the manifest
+	w.fail(func(op memstore.Op) error { // rotated away between the head and the manifest
 		if op.Kind == "get" && op.Key == ManifestKey(a.ID) && !op.After {
 			h := w.head
 			h.History = []ID{b.ID}
@@ -428,7 +428,7 @@ func TestListAndResolve(t *testing.T) {
 			return err
 		}
 		return nil
-	}
+	})
 	w.c.rand = rand.Reader
 	if all, err := w.c.List(t.Context()); err != nil || len(all) != 1 || all[0].ID != b.ID {
 		t.Errorf("List during a rotation: %+v, %v", all, err)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,15 +39,41 @@ type world struct {
 	last  *Manifest
 	sha   string
 	now   time.Time
+
+	hook  atomic.Pointer[func(memstore.Op) error]
+	muted atomic.Int32 // while above 0, hook is not asked
 }
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, store: memstore.New(), now: testTime}
+	w.store.Fail = func(op memstore.Op) error {
+		if hook := w.hook.Load(); hook != nil && w.muted.Load() == 0 {
+			return (*hook)(op)
+		}
+		return nil
+	}
 	w.store.Now = func() time.Time { return w.now }
 	w.c = NewCatalog(w.store, quiet())
 	w.c.wait = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 	w.head = Head{Format: Format, Lineage: "lineage", Epoch: 1, Writer: "writer", Nonce: nonce(t)}
 	return w
+}
+
+// fail sets what is asked before and after each operation of the store. It must be
+// safe for concurrent use.
+func (w *world) fail(hook func(memstore.Op) error) {
+	if hook == nil {
+		w.hook.Store(nil)
+		return
+	}
+	w.hook.Store(&hook)
+}
+
+// quietly does something without asking the hook.
+func (w *world) quietly(do func()) {
+	w.muted.Add(1)
+	defer w.muted.Add(-1)
+	do()
 }
 
 func nonce(t *testing.T) string {
@@ -175,9 +202,8 @@ func (w *world) delete(keys ...string) {
 // objects returns all that is stored below a prefix.
 func (w *world) objects(prefix string) files {
 	w.t.Helper()
-	fail := w.store.Fail
-	w.store.Fail = nil
-	defer func() { w.store.Fail = fail }()
+	w.muted.Add(1)
+	defer w.muted.Add(-1)
 	all := files{}
 	for obj, err := range w.store.List(w.t.Context(), prefix) {
 		if err != nil {
