@@ -299,6 +299,18 @@ func (y *syncState) released(n *inode) {
 	y.dropGoneLocked(n)
 }
 
+// beforeWrite is where a test delays a WRITE, or has it fail as if the backing
+// directory had refused it.
+func (s *fsys) beforeWrite(m *mutation) syscall.Errno {
+	if err := failpoint.Hit("fusefs/write"); err != nil {
+		return errnoOf(err)
+	}
+	if hook := s.onWrite.Load(); hook != nil {
+		return (*hook)(m)
+	}
+	return 0
+}
+
 // errnoOnce keeps the first errno that is not 0.
 type errnoOnce struct {
 	mu    sync.Mutex

@@ -357,7 +357,7 @@ func (b *busyTracker) needless() map[nameKey]struct{} {
 	defer b.mu.Unlock()
 	names := map[nameKey]struct{}{}
 	for key, j := range b.journals {
-		if j.exists && j.live && !j.dbWritten {
+		if j.exists && !j.dbWritten {
 			names[nameKey{key.dir, key.name + journalSuffix}] = struct{}{}
 		}
 	}

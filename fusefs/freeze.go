@@ -200,6 +200,9 @@ func (s *fsys) freeze(rec *recording, consistency string) (*View, error) {
 	v.created = s.now()
 	v.consistency = consistency
 	v.needless = s.busy.needless()
+	if hook := s.onFreeze.Load(); hook != nil {
+		(*hook)()
+	}
 	s.views.active.Store(v)
 	s.views.rec.Store(nil)
 	return v, nil

@@ -54,6 +54,9 @@ type fsys struct {
 
 	rootNode *inode
 
+	onWrite  atomic.Pointer[func(*mutation) syscall.Errno] // set by tests: delays or fails a WRITE
+	onFreeze atomic.Pointer[func()]                        // set by tests: runs with the gate held, when the instant is recorded
+
 	mu         sync.RWMutex
 	nodes      map[uint64]*inode     // by node id
 	inodes     map[inodeKey]*inode   // by backing identity

@@ -157,8 +157,12 @@ func (s *fsys) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (
 		kind: mutateWrite, node: h.node, handle: h, off: int64(in.Offset), length: int64(in.Size),
 		cacheFlushed: in.WriteFlags&fuse.WRITE_CACHE != 0,
 	}
+	injected := s.beforeWrite(&m)
 	var written int
 	errno := s.mutate(requestContext(cancel, &in.InHeader), &m, func() (errno syscall.Errno) {
+		if injected != 0 {
+			return injected
+		}
 		written, errno = writeAll(h.fd, data, int64(in.Offset))
 		if written > 0 && !m.cacheFlushed {
 			return 0 // a short write, as write(2) returns it

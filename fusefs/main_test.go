@@ -27,8 +27,14 @@ const childEnv = "CHROMAFS_TEST_CHILD"
 // can be killed.
 func children() map[string]func(args []string) error {
 	return map[string]func(args []string) error{
-		"serve": childServe,
-		"ops":   childOps,
+		"serve":   childServe,
+		"ops":     childOps,
+		"held":    childHeld,
+		"sync":    childSync,
+		"syncers": childSyncers,
+		"pairs":   childPairs,
+		"churn":   childChurn,
+		"persist": childPersist,
 	}
 }
 
@@ -125,6 +131,20 @@ func (r *markRecorder) Mark(cut uint64, paths ...string) error {
 	}
 	r.order = append(r.order, paths...)
 	return nil
+}
+
+// all returns every mark, in order; cutOf the number of a path's last one; take the
+// different paths since the last take, sorted.
+func (r *markRecorder) all() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.order)
+}
+
+func (r *markRecorder) cutOf(path string) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.marked[path]
 }
 
 func (r *markRecorder) take() []string {

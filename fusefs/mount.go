@@ -38,6 +38,8 @@ type Options struct {
 	QuiesceTimeout time.Duration // how long a cut waits for databases to come to rest
 	Log            *slog.Logger
 	Now            func() time.Time
+
+	forcePush pushMode // tests only: instead of what the self-test finds
 }
 
 func (o Options) withDefaults() Options {
@@ -118,7 +120,9 @@ func Mount(ctx context.Context, opts Options) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.pushMode = selfTest(ctx, opts)
+	if s.pushMode = opts.forcePush; s.pushMode == pushNone {
+		s.pushMode = selfTest(ctx, opts)
+	}
 	s.writeback = s.pushMode != pushNone
 	server, err := fuse.NewServer(s, mountpoint, s.mountOptions())
 	if err != nil {

@@ -36,6 +36,7 @@ type pusher struct {
 	mu       sync.Mutex
 	wake     *sync.Cond          // work came, or a worker lost its queue
 	writable map[*inode]int      // writable handles
+	closing  map[*inode]struct{} // of those, whose last handle was flushed, and so is probably being closed
 	fsyncs   map[*inode]int      // FSYNCs that arrived and are not answered
 	queue    []*pushJob          // in order; the first may be under way
 	worker   *pushWorker         // nil: it failed to start, or none is needed
@@ -60,7 +61,7 @@ type pushStep struct {
 type pushWorker struct {
 	p    *pusher
 	tid  uint32         // of its thread
-	fds  map[*inode]int // of the thread; used on it alone
+	fds  map[*inode]int // of the thread; changed by it alone, under p.mu
 	done chan struct{}  // closed when it has ended
 	step pushStep       // under way; guarded by p.mu, as is lost
 	lost bool
@@ -68,7 +69,7 @@ type pushWorker struct {
 
 func newPusher(s *fsys) *pusher {
 	p := &pusher{
-		s: s, log: s.log, writable: map[*inode]int{}, fsyncs: map[*inode]int{}, tids: map[uint32]struct{}{},
+		s: s, log: s.log, writable: map[*inode]int{}, closing: map[*inode]struct{}{}, fsyncs: map[*inode]int{}, tids: map[uint32]struct{}{},
 	}
 	p.wake = sync.NewCond(&p.mu)
 	p.mu.Lock()
@@ -82,6 +83,7 @@ func (s *fsys) handleOpened(n *inode, writable bool) {
 	if writable && n.isFile() {
 		s.push.mu.Lock()
 		s.push.writable[n]++
+		delete(s.push.closing, n)
 		s.push.mu.Unlock()
 	}
 }
@@ -101,7 +103,8 @@ func (p *pusher) release(n *inode) {
 		return
 	}
 	delete(p.writable, n)
-	if p.worker != nil { // a descriptor that a push opened after the last FLUSH
+	delete(p.closing, n)
+	if p.keepsLocked(n) { // a push opened one after the last FLUSH
 		p.submitLocked(pushStep{node: n, close: true})
 	}
 }
@@ -129,14 +132,40 @@ func (p *pusher) all(skip map[*inode]struct{}) syscall.Errno {
 
 // drop closes the descriptor of n, if there is one, before n's last writable
 // handle is closed: once the application's close(2) has returned, nothing of ours
-// keeps the mount busy. A handle that comes later gets a new one.
+// keeps the mount busy. The handle may live on, if its descriptor was a duplicate:
+// until RELEASE comes, pushes of n open a descriptor and close it again.
 func (p *pusher) drop(n *inode) {
 	p.mu.Lock()
-	last := p.writable[n] <= 1 && p.worker != nil
-	p.mu.Unlock()
-	if last {
-		p.run(pushStep{node: n, close: true})
+	var job *pushJob
+	if p.writable[n] == 1 {
+		p.closing[n] = struct{}{}
+		if p.keepsLocked(n) {
+			job = p.submitLocked(pushStep{node: n, close: true})
+		}
 	}
+	p.mu.Unlock()
+	if job != nil {
+		<-job.done
+	}
+}
+
+// keepsLocked reports whether there is, or will be once the queue is done, a
+// descriptor of n to close.
+func (p *pusher) keepsLocked(n *inode) bool {
+	if p.worker == nil {
+		return false
+	}
+	if _, ok := p.worker.fds[n]; ok || p.worker.step.node == n {
+		return true
+	}
+	for _, job := range p.queue {
+		for _, step := range job.steps {
+			if step.node == n {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // run has steps done and waits. The wait is not for the caller to end: the thread
@@ -218,6 +247,13 @@ func (p *pusher) isWritten(n *inode) bool {
 	return p.writable[n] > 0
 }
 
+func (p *pusher) isClosing(n *inode) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.closing[n]
+	return ok
+}
+
 // fsyncBegins and fsyncEnds frame an FSYNC of n. If the worker may be waiting for
 // that very FSYNC's end, its queue goes to a new worker.
 func (p *pusher) fsyncBegins(n *inode) {
@@ -225,8 +261,11 @@ func (p *pusher) fsyncBegins(n *inode) {
 	defer p.mu.Unlock()
 	p.fsyncs[n]++
 	w := p.worker
-	if w == nil || w.step.node != n || !(w.step.close || p.s.pushMode == pushFsync) {
+	if w == nil || w.step.node != n {
 		return
+	}
+	if _, closing := p.closing[n]; !closing && !w.step.close && p.s.pushMode != pushFsync {
+		return // sync_file_range takes no lock
 	}
 	w.lost = true
 	p.worker = nil
@@ -325,7 +364,7 @@ func (w *pushWorker) do(step pushStep) syscall.Errno {
 	fd, kept := w.fds[n]
 	if step.close {
 		if kept {
-			delete(w.fds, n)
+			w.keep(n, -1)
 			unix.Close(fd)
 		}
 		return 0
@@ -346,12 +385,28 @@ func (w *pushWorker) do(step pushStep) syscall.Errno {
 			w.p.log.Debug("push without a descriptor", "inode", n.key.ino, "error", err)
 			return w.invalidate(n)
 		}
-		w.fds[n] = fd
+		w.keep(n, fd)
 	}
-	if err := w.p.s.pushMode.sync(fd); err != nil {
+	err := w.p.s.pushMode.sync(fd)
+	if w.p.isClosing(n) {
+		w.keep(n, -1)
+		unix.Close(fd)
+	}
+	if err != nil {
 		return w.p.s.sync.excuse(n, errnoOf(err))
 	}
 	return 0
+}
+
+// keep remembers the descriptor of n; -1 forgets it.
+func (w *pushWorker) keep(n *inode, fd int) {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	if fd < 0 {
+		delete(w.fds, n)
+	} else {
+		w.fds[n] = fd
+	}
 }
 
 // invalidate is the push for an inode of which no descriptor can be had (of a mode
