@@ -27,14 +27,8 @@ const childEnv = "CHROMAFS_TEST_CHILD"
 // can be killed.
 func children() map[string]func(args []string) error {
 	return map[string]func(args []string) error{
-		"serve":   childServe,
-		"ops":     childOps,
-		"held":    childHeld,
-		"sync":    childSync,
-		"syncers": childSyncers,
-		"pairs":   childPairs,
-		"churn":   childChurn,
-		"persist": childPersist,
+		"serve": childServe,
+		"ops":   childOps,
 	}
 }
 

@@ -157,14 +157,14 @@ func TestMarksAreRenewedAtACut(t *testing.T) {
 	}
 	put()
 	put()
-	if got := fx.rec.order; !slices.Equal(got, []string{"f"}) {
+	if got := fx.rec.all(); !slices.Equal(got, []string{"f"}) {
 		t.Fatalf("marked %q before the cut, want f once", got)
 	}
 	fx.newCut()
 	put()
 	put()
-	if got := fx.rec.order; !slices.Equal(got, []string{"f", "f"}) || fx.rec.marked["f"] != 2 {
-		t.Fatalf("marked %q with cut %d, want f again with 2", got, fx.rec.marked["f"])
+	if got := fx.rec.all(); !slices.Equal(got, []string{"f", "f"}) || fx.rec.cutOf("f") != 2 {
+		t.Fatalf("marked %q with cut %d, want f again with 2", got, fx.rec.cutOf("f"))
 	}
 }
 
@@ -178,7 +178,7 @@ func TestCutBetweenMarkAndWrite(t *testing.T) {
 		return nil
 	})
 	must(t, os.Mkdir(in(fx.mnt, "d"), 0o755))
-	if got := fx.rec.marked["d"]; got != 2 {
+	if got := fx.rec.cutOf("d"); got != 2 {
 		t.Errorf("marked with cut %d, want 2", got)
 	}
 }
