@@ -1,43 +1,42 @@
 package fusefs
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
-func TestToErrno(t *testing.T) {
+func TestErrnoOf(t *testing.T) {
 	for _, c := range []struct {
 		err  error
 		want syscall.Errno
-		logs int
 	}{
-		{nil, 0, 0},
-		{syscall.ENOSPC, syscall.ENOSPC, 0},
-		{fmt.Errorf("mark: %w", &os.PathError{Op: "write", Path: "x", Err: syscall.EDQUOT}), syscall.EDQUOT, 0},
-		{fs.ErrNotExist, syscall.ENOENT, 0},
-		{fs.ErrExist, syscall.EEXIST, 0},
-		{fs.ErrPermission, syscall.EPERM, 0},
-		{fs.ErrInvalid, syscall.EINVAL, 0},
-		{os.ErrClosed, syscall.EBADF, 0},
-		{context.Canceled, syscall.EINTR, 0},
-		{context.DeadlineExceeded, syscall.ETIMEDOUT, 0},
-		{errors.New("what is this"), syscall.EIO, 1},
+		{nil, 0},
+		{unix.ENOSPC, syscall.ENOSPC},
+		{&os.PathError{Op: "write", Path: "x", Err: syscall.EDQUOT}, syscall.EDQUOT},
+		{fmt.Errorf("open: %w", os.NewSyscallError("openat", unix.EMFILE)), syscall.EMFILE},
+		{errors.Join(errors.New("first"), unix.EROFS), syscall.EROFS},
+		{errors.New("what is this"), syscall.EIO},
 	} {
-		var out bytes.Buffer
-		log := slog.New(slog.NewTextHandler(&out, nil))
-		if got := toErrno(log, c.err); got != c.want {
+		if got := errnoOf(c.err); got != c.want {
 			t.Errorf("%v: %v, want %v", c.err, got, c.want)
 		}
-		if lines := strings.Count(out.String(), "\n"); lines != c.logs {
-			t.Errorf("%v: %d lines in the log, want %d", c.err, lines, c.logs)
+	}
+}
+
+func TestAgain(t *testing.T) {
+	calls := 0
+	errno := again(func() error {
+		if calls++; calls < 3 {
+			return unix.EINTR
 		}
+		return unix.ENOENT
+	})
+	if errno != syscall.ENOENT || calls != 3 {
+		t.Errorf("%v after %d calls, want ENOENT after 3", errno, calls)
 	}
 }

@@ -150,6 +150,9 @@ func (s *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 // Writev writes to the backing file.
 func (s *fsys) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
 	h := s.file(in.Fh)
+	if n := s.node(in.NodeId); h == nil && in.Fh == 0 && n != nil {
+		h = s.writableHandle(n) // pages written back through the pusher's descriptor
+	}
 	if h == nil || !h.writable {
 		return 0, status(syscall.EBADF)
 	}

@@ -82,23 +82,3 @@ func openat(dirfd int, name string, flags int, mode uint32) (int, syscall.Errno)
 		return fd, errnoOf(err)
 	}
 }
-
-// errnoOf turns the error of a system call into its errno.
-func errnoOf(err error) syscall.Errno {
-	if err == nil {
-		return 0
-	}
-	if errno, ok := err.(syscall.Errno); ok {
-		return errno
-	}
-	return syscall.EIO
-}
-
-// again repeats a system call that a signal interrupted.
-func again(call func() error) syscall.Errno {
-	for {
-		if err := call(); err != unix.EINTR {
-			return errnoOf(err)
-		}
-	}
-}
