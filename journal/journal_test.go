@@ -196,6 +196,24 @@ func TestIntentEpochPendingRebase(t *testing.T) {
 	}
 }
 
+func TestForget(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir)
+	must(t, j.Rebase(published(10, 4, record("x", 3, 1), record("y", 3, 1))))
+	must(t, j.SetIntent(Intent{ID: "id-11", Nonce: "nonce", Cut: 5, Sequence: 11}))
+	must(t, j.Mark(4, ".", "x"))
+	must(t, j.Forget())
+	j = reopen(t, j, dir)
+	s := j.State()
+	if s.Published || s.Lineage != "" || s.ID != "" || s.Sequence != 0 || s.Epoch != 0 || s.Intent != nil || s.Cut != 5 {
+		t.Errorf("state %+v", s)
+	}
+	if len(j.BaseRecords()) != 0 || !j.Dirty().Empty() {
+		t.Errorf("base %v, dirty %+v", j.BaseRecords(), j.Dirty())
+	}
+	must(t, j.SetEpoch("another", 1))
+}
+
 // What the next Open would take for damage is refused before it is written.
 func TestNonsenseIsNotWritten(t *testing.T) {
 	dir := t.TempDir()

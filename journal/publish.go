@@ -105,8 +105,20 @@ func (j *Journal) Rebase(p Published) error {
 	return nil
 }
 
+// Forget records that DIR and the store hold nothing any more: there is no base
+// and no lineage, and nothing is dirty.
+func (j *Journal) Forget() error {
+	if err := j.rebase("forget", Published{}, func(mark) *mark { return nil }); err != nil {
+		return fmt.Errorf("forget the journal's base: %w", err)
+	}
+	return nil
+}
+
 // rebase makes p the base; left says what is left of a mark.
 func (j *Journal) rebase(op string, p Published, left func(mark) *mark) error {
+	if p.ID == "" && op != "forget" {
+		return fmt.Errorf("%w: a published snapshot without an id", errValue)
+	}
 	base := make(map[string]tree.Record, len(p.Records))
 	for _, r := range p.Records {
 		if err := validRecord(r); err != nil {
@@ -124,9 +136,10 @@ func (j *Journal) rebase(op string, p Published, left func(mark) *mark) error {
 	u := newUpdate(c.head)
 	h := &u.head
 	h.Lineage, h.Sequence, h.Epoch, h.ID = p.Lineage, p.Sequence, p.Epoch, p.ID
-	h.Published, h.FreshReason = true, ""
+	h.Published, h.FreshReason = p.ID != "", ""
+	h.Counts.Base = len(base) // as commitLocked will have it, for valid
 	h.Cut = max(h.Cut, p.Cut)
-	if h.Intent != nil && (h.Intent.ID == p.ID || op == "rebase") {
+	if h.Intent != nil && (h.Intent.ID == p.ID || op != "acknowledge") {
 		h.Intent = nil
 	}
 	if err := h.valid(); err != nil {

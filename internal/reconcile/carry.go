@@ -8,7 +8,6 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/datadir"
-	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/tree"
 	"github.com/chromafs/chromafs/journal"
@@ -41,12 +40,13 @@ func (r *runner) startEmpty() error {
 	if !r.Journal.State().Published {
 		return nil
 	}
-	err := r.Journal.Rebase(journal.Published{Lineage: r.head.Lineage, Epoch: r.head.Epoch, Cut: r.Journal.State().Cut})
-	if err != nil {
-		return exitcode.New(exitcode.Conflict, fmt.Errorf("begin anew: %w", err),
-			"both sides are empty, so nothing can be lost: move "+r.Dir.Path()+"/.chromafs/journal.db away and mount again")
+	if err := r.Journal.Forget(); err != nil {
+		return err
 	}
-	return nil
+	if r.head.Lineage == "" {
+		return nil // not taken over
+	}
+	return r.Journal.SetEpoch(r.head.Lineage, r.head.Epoch)
 }
 
 func (r *runner) mark(paths ...string) error { return r.Journal.Mark(r.Journal.State().Cut, paths...) }

@@ -156,6 +156,22 @@ func liveForeign(t *testing.T) {
 	a.refuse(RowForeign, exitcode.Conflict) // another lineage
 }
 
+// A DIR that was wiped but for .chromafs, and a store that was emptied: both sides
+// begin anew.
+func TestWipedAndEmptied(t *testing.T) {
+	m, _ := pair(t)
+	m.wipe()
+	m.stop()
+	m.store = memstore.New()
+	r := m.start().mount(RowNewAndEmpty, StartEmpty)
+	m.write("chroma.sqlite3", "new")
+	m.snapshot()
+	if s := m.restart().j.State(); s.Lineage != r.Head.Lineage || s.Sequence != 1 {
+		t.Errorf("state %+v after %+v", s, r.Head)
+	}
+	m.mount(RowCurrent, Nothing)
+}
+
 // The first snapshot was stored and its publication never came: an empty disk does
 // not start empty beside it; the disk that has the data goes on.
 func TestStoredButNeverPublished(t *testing.T) {
