@@ -374,6 +374,28 @@ func TestCutNumbersAndTurns(t *testing.T) {
 	eventually(t, "no descriptor is left", func() bool { return openDescriptors(t) <= before })
 }
 
+// The lost+found of a volume's root belongs to mkfs: a restore elsewhere must not
+// bring it along. One below a folder is an application's.
+func TestViewLeavesLostAndFoundOut(t *testing.T) {
+	fx := mounted(t)
+	for _, name := range []string{"lost+found", "seg/lost+found"} {
+		must(t, os.MkdirAll(in(fx.mnt, name), 0o700))
+	}
+	cutOnce(t, fx, func(v *View) {
+		var got []string
+		for _, e := range v.Entries() {
+			got = append(got, e.Path)
+		}
+		want := []string{"seg", "seg/lost+found"}
+		if os.Geteuid() != 0 { // only root's is mkfs's
+			want = append([]string{"lost+found"}, want...)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the view holds %q, want %q", got, want)
+		}
+	})
+}
+
 func openDescriptors(t *testing.T) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")

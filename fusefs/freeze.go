@@ -27,6 +27,7 @@ type recording struct {
 	folders map[*inode]struct{} // names in them changed; held by references
 	touched map[*inode]struct{} // attributes or content changed; held by references
 
+	outside  func(path string) bool // names at the root that are in no view
 	listings map[inodeKey][]listed
 	stats    map[inodeKey]unix.Stat_t // of what was touched, as of the cut
 }
@@ -147,7 +148,7 @@ func (r *recording) list(ctx context.Context, parent int, name string, key inode
 		if err != nil {
 			return fmt.Errorf("stat %s: %w", base, err)
 		}
-		if !ok || l.key == r.s.state {
+		if !ok || l.key == r.s.state || key == r.s.rootNode.key && r.outside(base) {
 			continue
 		}
 		list = append(list, l)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -69,7 +70,7 @@ func (vs *viewSet) yield() { <-vs.turn }
 // record begins to note what changes. It passes the gate, so that no mutation is
 // under way that was not told.
 func (vs *viewSet) record() *recording {
-	r := &recording{s: vs.s, folders: map[*inode]struct{}{}, touched: map[*inode]struct{}{}}
+	r := &recording{s: vs.s, outside: datadir.Outside(vs.s.root), folders: map[*inode]struct{}{}, touched: map[*inode]struct{}{}}
 	vs.s.gate.hold()
 	vs.rec.Store(r)
 	vs.s.gate.release()

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -148,7 +149,7 @@ func fill(t testing.TB, dir string, free int64) string {
 func plainDir(t testing.TB) (root *os.File, state string, j *Journal) {
 	t.Helper()
 	dir := t.TempDir()
-	state = filepath.Join(dir, stateFolder)
+	state = filepath.Join(dir, datadir.StateName)
 	must(t, os.MkdirAll(filepath.Join(dir, "seg", "deep"), 0o755))
 	must(t, os.Mkdir(state, 0o700))
 	for name, content := range map[string]string{"chroma.sqlite3": "a database", "seg/data.bin": "vectors", "seg/length.bin": "lengths", "seg/deep/x": "x", "empty": ""} {
@@ -185,7 +186,7 @@ func records(t testing.TB, root *os.File) []tree.Record {
 
 func walk(t testing.TB, root *os.File) []tree.Entry {
 	t.Helper()
-	entries, _, err := tree.Walk(root, func(p string) bool { return p == stateFolder })
+	entries, _, err := tree.Walk(root, func(p string) bool { return p == datadir.StateName })
 	must(t, err)
 	return entries
 }

@@ -10,11 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/tree"
 )
-
-// stateFolder is DIR/.chromafs, which no snapshot holds.
-const stateFolder = ".chromafs"
 
 // Scan marks what changed in root, which is DIR, while nobody was watching (J4).
 // Whatever is marked already stays so unread. Of the rest, new and vanished
@@ -24,7 +22,7 @@ const stateFolder = ".chromafs"
 //
 // It is for a DIR that nothing writes to: before a mount serves it, or offline.
 func (j *Journal) Scan(ctx context.Context, root *os.File) (ScanReport, error) {
-	entries, _, err := tree.Walk(root, func(p string) bool { return p == stateFolder })
+	entries, _, err := tree.Walk(root, datadir.Outside(root))
 	if err != nil {
 		return ScanReport{}, fmt.Errorf("scan: %w", err)
 	}

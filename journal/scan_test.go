@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -105,7 +106,7 @@ func TestJ4Scan(t *testing.T) {
 // J4: without a base everything is dirty, and an empty DIR is not.
 func TestJ4ScanWithoutABase(t *testing.T) {
 	dir := t.TempDir()
-	state := filepath.Join(dir, stateFolder)
+	state := filepath.Join(dir, datadir.StateName)
 	must(t, os.Mkdir(state, 0o700))
 	root := folder(t, dir)
 	j := open(t, state)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/control"
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/dirview"
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/reconcile"
@@ -101,7 +102,7 @@ func (w workshop) snapshot(ctx context.Context, o uploadOptions, r localOptions,
 // freeze keeps SQLite from writing, and says so if someone may write all the same.
 func (w workshop) freeze(ctx context.Context) (*sqlitelock.Locks, error) {
 	root := w.local.dir.Root()
-	databases, err := sqlitelock.Find(root, skipState)
+	databases, err := sqlitelock.Find(root, datadir.Outside(root))
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +121,7 @@ func (w workshop) freeze(ctx context.Context) (*sqlitelock.Locks, error) {
 // is either found by the journal or ends the snapshot.
 func (w workshop) publish(ctx context.Context, up *uploader.Uploader, late *lateView) (uploader.Result, error) {
 	view, err := dirview.New(ctx, dirview.Options{
-		Root: w.local.dir.Root(), Number: w.local.journal.State().Cut + 1, Skip: skipState, Now: w.env.now,
+		Root: w.local.dir.Root(), Number: w.local.journal.State().Cut + 1, Skip: datadir.Outside(w.local.dir.Root()), Now: w.env.now,
 	})
 	if err != nil {
 		return uploader.Result{}, err

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/tree"
@@ -149,7 +150,7 @@ func (s *session) verdict(flushErr error) error {
 func (s *session) giveBack(detached bool) error {
 	var errs []error
 	if !detached && !s.mounted() {
-		entries, _, err := tree.Walk(s.local.dir.Root(), skipState)
+		entries, _, err := tree.Walk(s.local.dir.Root(), datadir.Outside(s.local.dir.Root()))
 		if err == nil {
 			err = s.local.journal.Stop(entries)
 		}

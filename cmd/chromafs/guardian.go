@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/sqlitelock"
 )
 
@@ -25,7 +26,7 @@ type guardian struct {
 }
 
 func newGuardian(l *local, lastMutation func() time.Time, log *slog.Logger) *guardian {
-	return &guardian{guard: sqlitelock.NewGuard(l.dir.Root(), skipState, log), lastMutation: lastMutation,
+	return &guardian{guard: sqlitelock.NewGuard(l.dir.Root(), datadir.Outside(l.dir.Root()), log), lastMutation: lastMutation,
 		log: log, warned: map[sqlitelock.User]bool{}}
 }
 
@@ -73,7 +74,7 @@ func (g *guardian) close() error { return g.guard.Close() }
 // warnOfUsers reports processes that have a database of DIR open before anything
 // is served: wherever they opened it, it was not on this mount.
 func warnOfUsers(l *local, log *slog.Logger) {
-	databases, err := sqlitelock.Find(l.dir.Root(), skipState)
+	databases, err := sqlitelock.Find(l.dir.Root(), datadir.Outside(l.dir.Root()))
 	var users []sqlitelock.User
 	if err == nil {
 		users, err = sqlitelock.Users(databases)

@@ -153,9 +153,6 @@ func (l *local) close() error {
 	return errors.Join(errs...)
 }
 
-// skipState leaves the hidden folder out of a walk of DIR.
-func skipState(path string) bool { return path == datadir.StateName }
-
 // journalName is the journal's file in DIR/.chromafs.
 const journalName = "journal.db"
 

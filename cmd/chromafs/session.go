@@ -14,6 +14,7 @@ import (
 	"github.com/chromafs/chromafs/fusefs"
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/control"
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/dirview"
 	"github.com/chromafs/chromafs/internal/reconcile"
 	"github.com/chromafs/chromafs/uploader"
@@ -125,7 +126,7 @@ func (s *session) cut(ctx context.Context) (uploader.View, error) {
 		view, err = dirview.New(ctx, dirview.Options{
 			Root:   s.local.dir.Root(),
 			Number: max(s.fs.Info().Cut, s.local.journal.State().Cut) + 1,
-			Skip:   skipState,
+			Skip:   datadir.Outside(s.local.dir.Root()),
 			Now:    s.env.now,
 		})
 	}

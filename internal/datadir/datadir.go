@@ -164,29 +164,24 @@ func (d *Dir) Empty() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read %s: %w", d.path, err)
 	}
+	outside := Outside(d.root)
 	for _, name := range names {
-		if name == StateName {
-			continue
-		}
-		lost, err := isLostAndFound(d.root, name)
-		if err != nil {
-			return false, fmt.Errorf("in %s: %w", d.path, err)
-		}
-		if !lost {
+		if !outside(name) {
 			return false, nil
 		}
 	}
 	return true, nil
 }
 
-// isLostAndFound knows the folder by its name, owner and mode: an ordinary user
-// may not look inside.
-func isLostAndFound(root *os.File, name string) (bool, error) {
-	if name != "lost+found" {
-		return false, nil
-	}
-	e, ok, err := tree.Stat(root, name)
-	return err == nil && ok && e.Type == tree.Dir && e.UID == 0 && e.Mode&0o077 == 0, err
+// Outside returns which paths of a DIR, of which root is a descriptor, are none of
+// an application's and so part of no snapshot: the hidden folder, and the
+// lost+found of a volume's root. The latter is known by name, owner and mode: an
+// ordinary user may not even look inside.
+func Outside(root *os.File) func(path string) bool {
+	const lostAndFound = "lost+found"
+	e, ok, err := tree.Stat(root, lostAndFound)
+	lost := err == nil && ok && e.Type == tree.Dir && e.UID == 0 && e.Mode&0o077 == 0
+	return func(path string) bool { return path == StateName || lost && path == lostAndFound }
 }
 
 // Free returns how many bytes an ordinary user can still write to DIR's file

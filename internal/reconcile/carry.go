@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/chromafs/chromafs/history"
-	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/tree"
 	"github.com/chromafs/chromafs/journal"
@@ -196,6 +195,3 @@ func (r *runner) rebaseOn(newest *history.Manifest, c *comparison) error {
 func (r *runner) keepOver() error {
 	return r.rebaseOn(r.content.newest, r.content)
 }
-
-// skipState leaves out what is no part of a snapshot.
-func skipState(path string) bool { return path == datadir.StateName }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -34,7 +35,7 @@ func (r *runner) compare(ctx context.Context) (*comparison, error) {
 	if err != nil {
 		return nil, err
 	}
-	entries, _, err := tree.Walk(r.Dir.Root(), skipState)
+	entries, _, err := tree.Walk(r.Dir.Root(), datadir.Outside(r.Dir.Root()))
 	if err != nil {
 		return nil, fmt.Errorf("compare the local copy with snapshot %s: %w", newest.ID, err)
 	}
