@@ -293,6 +293,42 @@ func TestUnmountAfterCloseIsNotBusy(t *testing.T) {
 	<-fx.fs.Done()
 }
 
+// F3: a barrier also waits for a file that can be reached by no path any more,
+// because the mount was detached, and lay on the very directory that it shows.
+func TestBarrierOnADetachedMount(t *testing.T) {
+	fx := mounted(t, func(o *Options) { o.Mountpoint = o.Dir.Path() })
+	fx.requireWriteback(t)
+	var answered atomic.Int32
+	fx.hookWrites(func(path string, _ *mutation) syscall.Errno {
+		if path == "slow" {
+			time.Sleep(200 * time.Millisecond)
+			answered.Add(1)
+		}
+		return 0
+	})
+	slow := openWrite(t, in(fx.dir, "slow"), nil)
+	other := openWrite(t, in(fx.dir, "other"), []byte("x"))
+	must(t, fx.fs.Unmount(true))
+	_, err := slow.WriteString("written where no path leads")
+	must(t, err)
+	must(t, other.Sync())
+	if answered.Load() == 0 {
+		t.Error("fsync returned before the other file's WRITE was answered")
+	}
+	got, err := os.ReadFile(in(fx.dir, "slow")) // the backing file: the mount is out of the way
+	must(t, err)
+	if string(got) != "written where no path leads" {
+		t.Errorf("on the backing disk: %q", got)
+	}
+	must(t, slow.Close())
+	must(t, other.Close())
+	select {
+	case <-fx.fs.Done():
+	case <-time.After(10 * time.Second):
+		t.Error("the detached mount does not end with its last file")
+	}
+}
+
 // childHeld serves args[0] at args[1] and never answers a WRITE to "held".
 func childHeld(args []string) error {
 	d, err := datadir.Open(args[0])

@@ -136,7 +136,7 @@ func Mount(ctx context.Context, opts Options) (*FS, error) {
 		server.Serve()
 		s.close()
 	}()
-	if err := server.WaitMount(); err != nil {
+	if err := errors.Join(server.WaitMount(), s.push.attach()); err != nil {
 		return nil, &MountError{Mountpoint: mountpoint, Err: errors.Join(err, f.Unmount(true))}
 	}
 	opts.Log.Info("mounted", "dir", opts.Dir.Path(), "mountpoint", mountpoint, "writeback", s.writeback)

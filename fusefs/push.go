@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,8 @@ import (
 type pusher struct {
 	s   *fsys
 	log *slog.Logger
+
+	device atomic.Uint64 // of the mount; 0 until attach, and then no descriptor passes for one of it
 
 	mu       sync.Mutex
 	wake     *sync.Cond          // work came, or a worker lost its queue

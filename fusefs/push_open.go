@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,12 +69,24 @@ func (w *pushWorker) openPath(root int, path string, n *inode) (int, error) {
 	return w.check(fd, n)
 }
 
-// check makes sure that fd is n on the mount: the attributes that the kernel has
+// attach remembers which mount is ours. Later another one may lie at its path: the
+// backing directory itself, or its next mount, with the same files.
+func (p *pusher) attach() error {
+	var st unix.Statx_t
+	point := p.s.opts.Mountpoint
+	if err := unix.Statx(unix.AT_FDCWD, point, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: point, Err: err}
+	}
+	p.device.Store(unix.Mkdev(st.Dev_major, st.Dev_minor))
+	return nil
+}
+
+// check makes sure that fd is n on our mount: the attributes that the kernel has
 // cached tell.
 func (w *pushWorker) check(fd int, n *inode) (int, error) {
 	var st unix.Statx_t
 	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
-	if err == nil && st.Ino != n.key.ino {
+	if err == nil && (st.Ino != n.key.ino || unix.Mkdev(st.Dev_major, st.Dev_minor) != w.p.device.Load()) {
 		err = errMoved
 	}
 	if err != nil {
