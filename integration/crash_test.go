@@ -35,7 +35,7 @@ func TestKilledDuringASnapshot(t *testing.T) {
 			w := newWorld(t, harness.NewFileStore(t))
 			w.seed()
 			w.publish()
-			w.add("docs", fixtureCount, 10)
+			w.advance()
 			o := w.options("--keep", "1") // so that there is something to remove
 			o.Failpoints = killAfter(step.name, step.nth)
 			m := harness.Start(t, o)
@@ -70,8 +70,12 @@ func TestKilledDuringASnapshot(t *testing.T) {
 }
 
 // restoreSteps are the failpoints of a restore, in their order.
-var restoreSteps = []string{
-	"history/restore-fetched", "history/restore-intent", "history/restore-moved", "history/restore-done",
+var restoreSteps = []struct {
+	name      string
+	replacing bool // reached only where there is a local copy
+}{
+	{"restore-file", false}, {"restore-staged", false}, {"restore-intent-retire", false}, {"restore-retire", false},
+	{"restore-retire-entry", true}, {"restore-install", false}, {"restore-install-entry", false}, {"restore-installed", false},
 }
 
 // A daemon that is killed at any step of a restore never serves half of one, and
@@ -79,42 +83,44 @@ var restoreSteps = []string{
 func TestKilledDuringARestore(t *testing.T) {
 	t.Parallel()
 	for _, step := range restoreSteps {
-		t.Run(strings.TrimPrefix(step, "history/"), func(t *testing.T) {
+		t.Run(step.name, func(t *testing.T) {
 			t.Parallel()
-			t.Run("empty disk", func(t *testing.T) {
+			if !step.replacing {
 				w := older(t, harness.NewFileStore(t))
 				w.lose()
-				w.killRestore(step)
-				m := w.mount()
-				harness.Verify(t, w.point, newestDocuments())
-				m.Unmount()
+				w.killRestore(step.name)
+				w.recovered()
 				w.store.CheckWhole()
-			})
-			t.Run("older copy", func(t *testing.T) {
-				w := older(t, harness.NewFileStore(t))
-				w.killRestore(step)
-				m := w.mount()
-				harness.Verify(t, w.point, newestDocuments())
-				m.Unmount()
-				harness.Verify(t, w.oneBackup(), seedDocuments())
-			})
-			t.Run("without a backup", func(t *testing.T) {
-				w := older(t, harness.NewFileStore(t))
-				w.killRestore(step, "--no-local-backup")
-				m := w.mount("--no-local-backup")
-				harness.Verify(t, w.point, newestDocuments())
-				m.Unmount()
-			})
+			}
+			w := older(t, harness.NewFileStore(t))
+			w.killRestore(step.name)
+			w.recovered()
+			harness.Verify(t, w.oneBackup(), seedDocuments())
+
+			w = older(t, harness.NewFileStore(t))
+			w.killRestore(step.name, "--no-local-backup")
+			w.recovered("--no-local-backup")
+			if b := w.backups(); len(b) != 0 {
+				t.Errorf("local backups: %v", b)
+			}
 		})
 	}
+}
+
+// recovered checks that the next mount serves the newest snapshot.
+func (w *world) recovered(flags ...string) {
+	w.t.Helper()
+	m := w.mount(flags...)
+	harness.Verify(w.t, w.point, newestDocuments())
+	m.Unmount()
 }
 
 func (w *world) killRestore(step string, flags ...string) {
 	w.t.Helper()
 	o := w.options(flags...)
-	o.Failpoints = step + "=kill"
+	o.Failpoints = "history/" + step + "=kill"
 	m := harness.Launch(w.t, o)
-	m.WaitHit(step)
+	m.WaitHit("history/" + step)
 	m.Kill()
 }
 
@@ -124,7 +130,7 @@ func TestOfflineRefusesAnUnfinishedRestore(t *testing.T) {
 	t.Parallel()
 	store, gate := harness.Behind(t, harness.NewS3Store(t))
 	w := older(t, store)
-	w.killRestore("history/restore-moved")
+	w.killRestore("restore-install-entry")
 	gate.Set(harness.Dead)
 	r := harness.RunToEnd(t, w.options("--offline", "--store-timeout", "1s"), 3)
 	harness.Explain(t, r, "restore")

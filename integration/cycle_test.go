@@ -91,7 +91,7 @@ func TestMountOverTheDirectoryItself(t *testing.T) {
 
 	other := *w
 	other.point = filepath.Join(t.TempDir(), "elsewhere")
-	r := harness.RunToEnd(t, other.options(), 1)
+	r := harness.RunToEnd(t, other.options(), 2)
 	harness.Explain(t, r, w.dir)
 
 	m.Unmount()

@@ -139,7 +139,16 @@ func TestHistoryCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 		writeFile(t, filepath.Join(litter, "half"), "a snapshot")
+		// Young litter may be what a writer is uploading right now.
 		harness.Must(t, 0, store, "history", "prune")
+		if stored := store.Stored(); !slices.Contains(stored, filepath.Base(litter)) {
+			t.Errorf("prune took young litter: %v", stored)
+		}
+		clock := filepath.Join(t.TempDir(), "clock")
+		writeFile(t, clock, "48h")
+		if r := harness.ChromafsAt(t, clock, store, "history", "prune"); r.Code != 0 {
+			t.Errorf("prune exited with %d: %s", r.Code, r.Output())
+		}
 		store.CheckWhole()
 	})
 }

@@ -94,7 +94,7 @@ func publishedBulk(t *testing.T, between func(store *harness.Store)) *harness.St
 	w.publish()
 	between(w.store)
 	w.bulk(2)
-	w.add("docs", fixtureCount, 10)
+	w.advance()
 	w.publish()
 	return w.store
 }
@@ -112,7 +112,7 @@ func TestRestoreWithoutRoomForTwoCopies(t *testing.T) {
 	m := w.mount()
 	harness.Verify(t, w.point, newestDocuments())
 	m.Unmount()
-	harness.Explain(t, harness.Result{Stderr: m.Log()}, "space")
+	harness.Explain(t, harness.Result{Stderr: m.Log()}, "no room for two copies")
 }
 
 // Where the old copy holds what the store has not, it stays: exit 6, nothing lost.

@@ -119,48 +119,65 @@ func (w *world) oneBackup() string {
 	return all[0]
 }
 
-// fixture holds a database of ChromaDB that is made once: 250 documents, of which
-// 200 are in the vector index on disk and 50 wait in SQLite.
-type fixture struct {
-	once sync.Once
-	dir  string
+// fixtures are databases of ChromaDB that are made once: the first with 250
+// documents, of which 200 are in the vector index on disk and 50 wait in SQLite,
+// and the second with ten more.
+type fixtures struct {
+	once         sync.Once
+	first, ahead string
 }
 
 const fixtureCount = 250
 
-var database fixture
+var databases fixtures
 
-// seed puts the fixture on the disk, as if a ChromaDB had worked there before
-// anyone thought of chromafs.
-func (w *world) seed() {
-	w.t.Helper()
-	database.once.Do(func() {
+func (f *fixtures) get(t testing.TB) *fixtures {
+	t.Helper()
+	f.once.Do(func() {
 		dir, err := os.MkdirTemp("", "chromafs-fixture")
 		if err != nil {
-			w.t.Fatal(err)
+			t.Fatal(err)
 		}
-		harness.Add(w.t, dir, "docs", 0, fixtureCount)
-		database.dir = dir
+		first, ahead := filepath.Join(dir, "first"), filepath.Join(dir, "ahead")
+		harness.Add(t, first, "docs", 0, fixtureCount)
+		harness.CopyTree(t, first, ahead)
+		harness.Add(t, ahead, "docs", fixtureCount, 10)
+		f.first, f.ahead = first, ahead
 	})
-	if database.dir == "" {
-		w.t.Fatal("the fixture could not be made")
+	if f.ahead == "" {
+		t.Fatal("the fixtures could not be made")
 	}
-	w.lose()
-	harness.CopyTree(w.t, database.dir, w.dir)
+	return f
 }
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if database.dir != "" {
-		if err := os.RemoveAll(database.dir); err != nil && code == 0 {
+	if databases.first != "" {
+		if err := os.RemoveAll(filepath.Dir(databases.first)); err != nil && code == 0 {
 			code = 1
 		}
 	}
 	os.Exit(code)
 }
 
-// seedDocuments is what the fixture holds.
-func seedDocuments() harness.Documents { return harness.Documents{"docs": fixtureCount} }
+// seed makes the disk the first fixture, as if a ChromaDB had worked there before
+// anyone thought of chromafs.
+func (w *world) seed() {
+	w.t.Helper()
+	first := databases.get(w.t).first
+	w.lose()
+	harness.CopyTree(w.t, first, w.dir)
+}
+
+// advance makes the seeded disk the second fixture, with no mount: behind the
+// journal's back.
+func (w *world) advance() {
+	w.t.Helper()
+	harness.CopyTree(w.t, databases.get(w.t).ahead+"/.", w.dir)
+}
+
+func seedDocuments() harness.Documents   { return harness.Documents{"docs": fixtureCount} }
+func newestDocuments() harness.Documents { return harness.Documents{"docs": fixtureCount + 10} }
 
 // publish takes a snapshot of the disk without a mount.
 func (w *world) publish() harness.Snapshot {

@@ -141,8 +141,19 @@ func (m *Mount) WaitReady() {
 		if m.Ended() {
 			m.t.Fatalf("mount exited with %d before it answered: %s", m.cmd.ProcessState.ExitCode(), m.log)
 		}
-		return Mounted(m.t, m.o.Point) && m.try("status", "--json", m.o.Point).Code == 0
+		return Mounted(m.t, m.o.Point) && m.answers()
 	})
+}
+
+// answers reports whether it is this daemon that serves the mountpoint, and not one
+// that was killed before it.
+func (m *Mount) answers() bool {
+	m.t.Helper()
+	r := m.try("status", "--json", m.o.Point)
+	var status struct {
+		PID int `json:"pid"`
+	}
+	return r.Code == 0 && json.Unmarshal([]byte(r.Stdout), &status) == nil && status.PID == m.cmd.Process.Pid
 }
 
 // Ended reports whether the daemon is gone.
@@ -350,6 +361,12 @@ func Mounted(t testing.TB, point string) bool {
 func Chromafs(t testing.TB, s *Store, args ...string) Result {
 	t.Helper()
 	return run(t, s.env(), Binary(t), append(args, s.flags()...)...)
+}
+
+// ChromafsAt is Chromafs with a clock that is off by what a file says.
+func ChromafsAt(t testing.TB, clock string, s *Store, args ...string) Result {
+	t.Helper()
+	return run(t, append(s.env(), "CHROMAFS_TEST_CLOCK="+clock), FailpointsBinary(t), append(args, s.flags()...)...)
 }
 
 // Must is Chromafs that must exit with code.
