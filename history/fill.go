@@ -244,7 +244,13 @@ func (r *restorer) fillFile(ctx context.Context, g *errgroup.Group, root, local 
 		return errors.Join(fmt.Errorf("%q: %w", e.Path, err), dst.Close())
 	}
 	if len(e.Parts) == 0 {
-		return r.finishFile(j)
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return j.close()
+			}
+			return r.finishFile(j)
+		})
+		return nil
 	}
 	if local != nil {
 		j.local = openLocal(local, e)

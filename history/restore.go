@@ -100,6 +100,9 @@ func (r *restorer) at(name string) error {
 }
 
 func (r *restorer) run(ctx context.Context) (RestoreResult, error) {
+	if err := r.m.validate(); err != nil {
+		return RestoreResult{}, &IntegrityError{ID: r.m.ID, Part: -1, Err: err}
+	}
 	p, err := readIntent(r.dir)
 	if err != nil {
 		return RestoreResult{}, err
