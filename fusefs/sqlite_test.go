@@ -30,7 +30,7 @@ func sqliteCommand(db, sql string) *exec.Cmd {
 // every level of synchronous, with two processes writing at once.
 func TestSQLite(t *testing.T) {
 	if _, err := exec.LookPath("sqlite3"); err != nil {
-		t.Skip("needs sqlite3: apt install sqlite3")
+		t.Fatal("needs sqlite3: scripts/test installs it")
 	}
 	fx := mounted(t)
 	for _, mode := range []string{"DELETE", "TRUNCATE", "PERSIST", "WAL"} {

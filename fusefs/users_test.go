@@ -20,7 +20,7 @@ func bob() *syscall.Credential {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to act as two users")
+		t.Fatal("needs root, to act as two users: run scripts/test as root")
 	}
 }
 
@@ -159,7 +159,7 @@ func openDevice(t *testing.T) {
 func TestOrdinaryUser(t *testing.T) {
 	needRoot(t)
 	if _, err := exec.LookPath("fusermount3"); err != nil {
-		t.Skip("needs fusermount3: apt install fuse3")
+		t.Fatal("needs fusermount3: scripts/test installs it")
 	}
 	openDevice(t)
 	top := openTempDir(t)

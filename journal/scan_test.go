@@ -20,29 +20,33 @@ func scanned(t *testing.T, j *Journal, root *os.File) ScanReport {
 	return r
 }
 
+// rewrite writes the same content again.
+func rewrite(name string) func(dir string) error {
+	return func(dir string) error {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, name), b, 0o644)
+	}
+}
+
+// overwrite changes one byte in place.
+func overwrite(name string, off int64) func(dir string) error {
+	return func(dir string) error {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteAt([]byte("#"), off)
+		return errors.Join(err, f.Close())
+	}
+}
+
 // J4: what changed while nobody was watching is found, by content.
 func TestJ4Scan(t *testing.T) {
 	const entries = 9
 	later := time.Now().Add(time.Hour)
-	rewrite := func(name string) func(string) error {
-		return func(dir string) error {
-			b, err := os.ReadFile(filepath.Join(dir, name))
-			if err != nil {
-				return err
-			}
-			return os.WriteFile(filepath.Join(dir, name), b, 0o644)
-		}
-	}
-	overwrite := func(name string, off int64) func(string) error {
-		return func(dir string) error {
-			f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
-			if err != nil {
-				return err
-			}
-			_, err = f.WriteAt([]byte("#"), off)
-			return errors.Join(err, f.Close())
-		}
-	}
 	for _, test := range []struct {
 		name   string
 		change func(dir string) error

@@ -190,12 +190,6 @@ func (w *world) takeCut(context.Context) (View, error) {
 	return v, nil
 }
 
-func (w *world) cutsTaken() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.cuts
-}
-
 func (w *world) snapshot() Result {
 	w.t.Helper()
 	r, err := w.u.Snapshot(w.t.Context())

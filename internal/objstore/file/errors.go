@@ -24,33 +24,33 @@ type callerError struct{ err error }
 func (e *callerError) Error() string { return e.err.Error() }
 func (e *callerError) Unwrap() error { return e.err }
 
-// kindOf returns the kind of an error and what to do about it.
-func kindOf(err error) (kind error, next string) {
+// kindOf returns what to do about an error, and its kind.
+func kindOf(err error) (next string, kind error) {
 	var missing *missingError
 	var caller *callerError
 	var errno unix.Errno
 	switch {
 	case errors.As(err, &caller):
-		return nil, ""
+		return "", nil
 	case objstore.KindOf(err) != nil:
-		return objstore.KindOf(err), ""
+		return "", objstore.KindOf(err)
 	case errors.As(err, &missing):
-		return objstore.ErrRefused, "is the disk mounted? If " + missing.what + " is the right place, make it: mkdir -p " + missing.what
+		return "is the disk mounted? If " + missing.what + " is the right place, make it: mkdir -p " + missing.what, objstore.ErrRefused
 	case !errors.As(err, &errno):
-		return objstore.ErrUnavailable, ""
+		return "", objstore.ErrUnavailable
 	}
 	switch errno {
 	case unix.ENOSPC:
-		return objstore.ErrUnavailable, "the disk that holds the store is full: make room on it"
+		return "the disk that holds the store is full: make room on it", objstore.ErrUnavailable
 	case unix.EDQUOT:
-		return objstore.ErrUnavailable, "the quota on the disk that holds the store is used up: make room on it"
+		return "the quota on the disk that holds the store is used up: make room on it", objstore.ErrUnavailable
 	case unix.EIO, unix.EUCLEAN:
-		return objstore.ErrUnavailable, "the disk that holds the store fails: see dmesg, and use another one"
+		return "the disk that holds the store fails: see dmesg, and use another one", objstore.ErrUnavailable
 	case unix.EACCES, unix.EPERM, unix.EROFS, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.EXDEV, unix.ENAMETOOLONG,
 		unix.ENOTEMPTY, unix.EEXIST, unix.EINVAL, unix.EFBIG:
-		return objstore.ErrRefused, ""
+		return "", objstore.ErrRefused
 	case unix.ENOSYS, unix.EOPNOTSUPP, unix.ENOLCK:
-		return objstore.ErrUnsupported, "the file system of the store lacks what chromafs needs (flock, rename, openat2): use another one"
+		return "the file system of the store lacks what chromafs needs (flock, rename, openat2): use another one", objstore.ErrUnsupported
 	}
-	return objstore.ErrUnavailable, ""
+	return "", objstore.ErrUnavailable
 }

@@ -214,7 +214,7 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 		e.Err = ended
 		return e
 	}
-	e.Kind, e.Next = kindOf(err)
+	e.Next, e.Kind = kindOf(err)
 	if e.Kind == objstore.ErrRefused && e.Next == "" {
 		e.Next = "check --store: " + s.dir + " must be a folder that this user may read and write"
 	}

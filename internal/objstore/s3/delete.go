@@ -53,7 +53,7 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) error {
 		close(objects)
 		var failed error
 		for result := range s.core.RemoveObjectsWithResult(ctx, s.o.Bucket, objects, minio.RemoveObjectsOptions{}) {
-			kind, _ := kindOf(result.Err)
+			_, kind := kindOf(result.Err)
 			switch {
 			case result.Err == nil || kind == objstore.ErrNotFound:
 				delete(rest, result.ObjectName)
@@ -75,7 +75,7 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) error {
 	for name := range maps.Keys(rest) {
 		g.Go(func() error {
 			err := s.core.RemoveObject(ctx, s.o.Bucket, name, minio.RemoveObjectOptions{})
-			if kind, _ := kindOf(err); err == nil || kind == objstore.ErrNotFound {
+			if _, kind := kindOf(err); err == nil || kind == objstore.ErrNotFound {
 				return nil
 			}
 			return fmt.Errorf("%s: %w", name, err)

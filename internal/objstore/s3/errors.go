@@ -33,7 +33,7 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 		e.Err = ended
 	case errors.As(err, &caller):
 	default:
-		e.Kind, e.Next = kindOf(err)
+		e.Next, e.Kind = kindOf(err)
 	}
 	return e
 }
@@ -76,31 +76,31 @@ var byCode = map[string]struct {
 	"PermanentRedirect":            {objstore.ErrRefused, "set --s3-region, or --s3-endpoint, to that of the bucket"},
 }
 
-// kindOf returns the kind of an error and what to do about it.
-func kindOf(err error) (kind error, next string) {
+// kindOf returns what to do about an error, and its kind.
+func kindOf(err error) (next string, kind error) {
 	if kind := objstore.KindOf(err); kind != nil {
-		return kind, ""
+		return "", kind
 	}
 	var resp minio.ErrorResponse
 	if errors.As(err, &resp) {
 		if known, ok := byCode[resp.Code]; ok {
-			return known.kind, known.next
+			return known.next, known.kind
 		}
 		if kind := kindOfStatus(resp.StatusCode); kind != objstore.ErrRefused {
-			return kind, ""
+			return "", kind
 		}
-		return objstore.ErrRefused, "check --store, --s3-endpoint, and the credentials"
+		return "check --store, --s3-endpoint, and the credentials", objstore.ErrRefused
 	}
 	var authority x509.UnknownAuthorityError
 	var hostname x509.HostnameError
 	var verification *tls.CertificateVerificationError
 	switch {
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return objstore.ErrRefused, "this server speaks plain HTTP: write http:// before --s3-endpoint"
+		return "this server speaks plain HTTP: write http:// before --s3-endpoint", objstore.ErrRefused
 	case errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &verification):
-		return objstore.ErrRefused, "the server's certificate is not trusted: check --s3-endpoint, or name the authority's file in SSL_CERT_FILE"
+		return "the server's certificate is not trusted: check --s3-endpoint, or name the authority's file in SSL_CERT_FILE", objstore.ErrRefused
 	}
-	return objstore.ErrUnavailable, ""
+	return "", objstore.ErrUnavailable
 }
 
 func kindOfStatus(status int) error {

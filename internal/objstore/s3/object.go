@@ -20,7 +20,7 @@ import (
 // Get implements objstore.Store.
 func (s *Store) Get(ctx context.Context, key string, o objstore.GetOptions) (io.ReadCloser, objstore.Object, error) {
 	body, found, err := s.get(ctx, key, o)
-	if kind, _ := kindOf(err); err != nil && kind == objstore.ErrRange && o.Offset == 0 && o.Length > 0 {
+	if _, kind := kindOf(err); err != nil && kind == objstore.ErrRange && o.Offset == 0 && o.Length > 0 {
 		// S3 has no range of an empty object.
 		body, found, err = s.get(ctx, key, objstore.GetOptions{IfMatch: o.IfMatch, IfNoneMatch: o.IfNoneMatch})
 		if err == nil && found.Size != 0 { // it was replaced in between
@@ -162,7 +162,7 @@ func blame(src *objstore.Body, err error) error {
 // Put implements objstore.Store.
 func (s *Store) Put(ctx context.Context, key string, body io.ReaderAt, size int64, o objstore.PutOptions) (objstore.Object, error) {
 	made, err := s.put(ctx, key, body, size, o)
-	if kind, _ := kindOf(err); err != nil && kind == objstore.ErrNotFound && o.IfMatch != "" {
+	if _, kind := kindOf(err); err != nil && kind == objstore.ErrNotFound && o.IfMatch != "" {
 		err = fmt.Errorf("%w: it is gone", objstore.ErrPrecondition)
 	}
 	return made, s.fail(ctx, "put", key, err)
