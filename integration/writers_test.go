@@ -57,6 +57,7 @@ func TestAsAnOrdinaryUser(t *testing.T) {
 	o := w.options()
 	if os.Geteuid() == 0 {
 		o.User = 65534
+		openDevice(t)
 	}
 	image := newWorld(t, w.store) // what the user's program puts on the mount
 	image.seed()
@@ -90,6 +91,28 @@ func (w *world) ownedBy(user uint32, folders ...string) {
 			w.t.Fatal(err)
 		}
 	}
+}
+
+// openDevice lets everybody use /dev/fuse until the test ends, as every distribution
+// does; some containers do not.
+func openDevice(t testing.TB) {
+	t.Helper()
+	const device = "/dev/fuse"
+	info, err := os.Stat(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm()&0o666 == 0o666 {
+		return
+	}
+	if err := os.Chmod(device, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Chmod(device, info.Mode().Perm()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // reachable lets every user pass through the folders above path that a test made.

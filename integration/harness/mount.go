@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -82,18 +83,34 @@ func Launch(t testing.TB, o Options) *Mount {
 	m.cmd = exec.Command(m.binary, args...)
 	m.cmd.Env = environ(append(m.env(), o.Env...)...)
 	m.cmd.Stdout, m.cmd.Stderr = m.log, m.log
+	// If this process dies, by a timeout say, the daemon goes too.
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if o.User != 0 {
-		m.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: o.User, Gid: o.User}}
+		m.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: o.User, Gid: o.User}
 	}
-	if err := m.cmd.Start(); err != nil {
+	if err := startAndWait(m.cmd, m.done); err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		defer close(m.done)
-		_ = m.cmd.Wait() // how it ended is in ProcessState
-	}()
 	t.Cleanup(m.cleanup)
 	return m
+}
+
+// startAndWait starts a command and closes done when it has ended; how it ended is
+// in its ProcessState then.
+func startAndWait(cmd *exec.Cmd, done chan<- struct{}) error {
+	started := make(chan error)
+	go func() {
+		// The parent of which Pdeathsig speaks is a thread: it must not end first.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // see above
+			close(done)
+		}
+	}()
+	return <-started
 }
 
 func (m *Mount) env() []string {

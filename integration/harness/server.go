@@ -58,14 +58,11 @@ func StartServer(t testing.TB, path string) *Server {
 	s.cmd = exec.Command(args[0], args[1:]...)
 	s.cmd.Env = environ("ANONYMIZED_TELEMETRY=False")
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
-	if err := s.cmd.Start(); err != nil {
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.done = make(chan struct{})
+	if err := startAndWait(s.cmd, s.done); err != nil {
 		t.Fatal(err)
 	}
-	s.done = make(chan struct{})
-	go func() {
-		defer close(s.done)
-		_ = s.cmd.Wait() // how it ended is in ProcessState
-	}()
 	t.Cleanup(s.Stop)
 	s.WaitReady()
 	return s
