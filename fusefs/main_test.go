@@ -27,8 +27,14 @@ const childEnv = "CHROMAFS_TEST_CHILD"
 // can be killed.
 func children() map[string]func(args []string) error {
 	return map[string]func(args []string) error{
-		"serve": childServe,
-		"ops":   childOps,
+		"serve":   childServe,
+		"ops":     childOps,
+		"held":    childHeld,
+		"sync":    childSync,
+		"syncers": childSyncers,
+		"pairs":   childPairs,
+		"churn":   childChurn,
+		"persist": childPersist,
 	}
 }
 
