@@ -101,8 +101,9 @@ func TestHeadLostNamesTheNewestWhole(t *testing.T) {
 	w := newWorld(t)
 	w.publish(files{"a": "1"})
 	whole := w.publish(files{"a": "2"})
-	cut := w.publish(files{"a": "3", "b": "x"})
-	w.delete(ObjectKey(cut.ID, "b"))
+	for _, damage := range []func(key string){func(key string) { w.delete(key) }, func(key string) { w.put(key, "longer") }} {
+		damage(ObjectKey(w.publish(files{"a": "3", "b": "x"}).ID, "b"))
+	}
 	branch := w.manifestOf(files{})
 	branch.ID, branch.Sequence = branch.ID+"-branch-1", 99
 	if _, err := w.c.PutManifest(t.Context(), branch); err != nil {
@@ -241,6 +242,23 @@ func TestSwapHead(t *testing.T) {
 		}
 		if again, err := w.c.SwapHead(t.Context(), h, w.etag); err != nil || again != etag { // the retry inside a client
 			t.Fatalf("412 of our own write: %q, %v", again, err)
+		}
+	})
+	t.Run("answer lost, nothing published yet", func(t *testing.T) {
+		w := newWorld(t)
+		w.fail(lost(objstore.ErrUnavailable))
+		etag, err := w.c.SwapHead(t.Context(), w.head, "")
+		if _, now, herr := w.c.readHead(t.Context()); err != nil || herr != nil || etag != now {
+			t.Fatalf("%q, %v, %v", etag, err, herr)
+		}
+	})
+	t.Run("answer lost by clear", func(t *testing.T) {
+		w := newWorld(t)
+		w.publish(files{"a": "1"})
+		w.publish(files{"a": "2"})
+		w.fail(lost(objstore.ErrPrecondition))
+		if n, err := w.c.Clear(t.Context()); err != nil || n != 1 {
+			t.Fatalf("Clear: %d, %v", n, err)
 		}
 	})
 	t.Run("not written", func(t *testing.T) {

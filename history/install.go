@@ -242,9 +242,6 @@ func (r *restorer) pruneBackups(p *intent) error {
 		return cmp.Compare(b, a)
 	})
 	for _, name := range ours[min(len(ours), max(r.o.Backups, 0)):] {
-		if name == p.Backup {
-			continue
-		}
 		if err := removeTree(r.dir.Backups(), name); err != nil {
 			return fmt.Errorf("remove an old local backup: %w", err)
 		}

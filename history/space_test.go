@@ -154,6 +154,28 @@ func TestFullWhileStaging(t *testing.T) {
 	}
 }
 
+// TestFullWhileStagingAndNoMore: what could be staged and what the old copy takes is
+// all that is known to fit, whatever statfs says is free; less than the new copy
+// needs means that the old one is not touched, though the store has it.
+func TestFullWhileStagingAndNoMore(t *testing.T) {
+	w := newWorld(t)
+	old, want := files{}, files{}
+	for i := range 30 {
+		name := "f" + strconv.Itoa(i)
+		old[name], want[name] = "old", noise(byte(i), 100_000)
+	}
+	m := w.publish(want)
+	d := openDir(t, smallDisk(t, "size=16m,nr_inodes=60"))
+	writeTree(t, d.Path(), old)
+	if _, err := Restore(t.Context(), w.c, w.options(d, m)); !errors.Is(err, ErrNoSpace) || !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("%v", err)
+	}
+	sameTree(t, "the old copy", readTree(t, d.Path()), old)
+	if p, err := Unfinished(d); p != nil || err != nil {
+		t.Fatalf("unfinished: %+v, %v", p, err)
+	}
+}
+
 // TestFullInPlace: a restore in place that runs out of space is marked, never whole
 // by accident, and goes on when there is space.
 func TestFullInPlace(t *testing.T) {
