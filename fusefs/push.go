@@ -75,9 +75,10 @@ func newPusher(s *fsys) *pusher {
 		s: s, log: s.log, writable: map[*inode]int{}, closing: map[*inode]struct{}{}, fsyncs: map[*inode]int{}, tids: map[uint32]struct{}{},
 	}
 	p.wake = sync.NewCond(&p.mu)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.startLocked() // before anything can be open on the mount
+	// Now, and not with the first push: the thread copies the process's descriptors
+	// and closes them, which must not concern files of the mount.
+	p.worker = newPushWorker(p)
+	p.worker.start()
 	return p
 }
 
@@ -208,9 +209,12 @@ func (p *pusher) failLocked(errno syscall.Errno) {
 // startLocked gives the queue a new worker. Its thread starts on its own time: that
 // takes system calls that must not wait for mu.
 func (p *pusher) startLocked() {
-	w := &pushWorker{p: p, fds: map[*inode]int{}, done: make(chan struct{})}
-	p.worker = w
-	go w.start()
+	p.worker = newPushWorker(p)
+	go p.worker.start()
+}
+
+func newPushWorker(p *pusher) *pushWorker {
+	return &pushWorker{p: p, fds: map[*inode]int{}, done: make(chan struct{})}
 }
 
 func (w *pushWorker) start() {
