@@ -56,12 +56,11 @@ func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	cases := map[string]func(round int) string{
 		"at any time": func(int) string { return "" },
-		// Between a WRITE's arrival and its reply, before and after its bytes are
-		// on the disk.
-		"before a write":  func(round int) string { return killAfter("fusefs/write", 2000*round+1500) },
-		"after a write":   func(round int) string { return killAfter("fusefs/written", 2000*round+1500) },
-		"before a fsync":  func(round int) string { return killAfter("fusefs/sync", 60*round+60) },
-		"at a first mark": func(round int) string { return killAfter("journal/mark-before", round+2) },
+		// Between the arrival of a request and its reply.
+		"before a write":      func(round int) string { return killAfter("fusefs/write", 2000*round+1500) },
+		"before a sync":       func(round int) string { return killAfter("fusefs/sync", 60*round+60) },
+		"after a first mark":  func(round int) string { return killAfter("journal/mark-after", 4*round+14) },
+		"within a publishing": func(round int) string { return killAfter("uploader/stored-file", 7*round+9) },
 	}
 	for name, failpoint := range cases {
 		t.Run(name, func(t *testing.T) {
