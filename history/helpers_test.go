@@ -146,7 +146,7 @@ func (w *world) upload(f files) (*Manifest, string) {
 	for i := range m.Entries {
 		if r := &m.Entries[i]; r.Type == tree.File {
 			data := f[r.Path]
-			obj, err := w.store.Put(w.t.Context(), ObjectKey(m.ID, r.Path), strings.NewReader(data), r.Size, objstore.PutOptions{})
+			obj, err := w.c.store.Put(w.t.Context(), ObjectKey(m.ID, r.Path), strings.NewReader(data), r.Size, objstore.PutOptions{})
 			if err != nil {
 				w.t.Fatal(err)
 			}

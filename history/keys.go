@@ -52,7 +52,9 @@ const (
 // or dot at the end of a segment (so "." and ".." too), and the first letter of
 // a first segment that the layout uses itself. A segment longer than 255 bytes
 // after that is cut into several, each but the last marked by a percent sign at
-// its end; so no key is ever a folder of another unless their paths are.
+// its end; so no key is ever a folder of another unless their paths are. A path
+// whose key is longer than a store allows (1,024 bytes with the prefix and the id)
+// cannot be stored: the store refuses it by name.
 func EscapePath(path string) string {
 	segments := strings.Split(path, "/")
 	out := make([]string, 0, len(segments))
@@ -87,9 +89,12 @@ func mustEscape(r rune, n int) bool {
 	return false
 }
 
-// ownName reports whether the layout uses a first segment itself. Case is
-// folded for stores that do not tell it apart.
+// ownName reports whether a first segment is used by the layout itself, or may be by
+// an adapter. Case is folded for stores that do not tell it apart.
 func ownName(s string) bool {
+	if strings.HasPrefix(s, datadir.StateName) {
+		return true
+	}
 	return slices.ContainsFunc([]string{HeadKey, LeaseKey, "history"}, func(own string) bool {
 		return len(s) == len(own) && strings.EqualFold(s, own)
 	})

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/file"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
 	"github.com/chromafs/chromafs/internal/tree"
 )
@@ -684,5 +686,43 @@ func TestHole(t *testing.T) {
 	got := make([]byte, size)
 	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("overwritten: the file is wrong (%v)", err)
+	}
+}
+
+// TestOnPlainFolders: every kind of name through a store that keeps objects as
+// files, where x and x/y cannot be together and a name has 255 bytes.
+func TestOnPlainFolders(t *testing.T) {
+	store, err := file.New(filepath.Join(t.TempDir(), "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	w.c.store = store
+	trees := []files{
+		{"x": "1", "manifest.json": "2", "history/a": "3", "lease.json/b": "4", ".chromafs-store/x": "c", "raw\xff\n%": "5", "dot.": "6", `b\s`: "7",
+			strings.Repeat("%", 255): "8", strings.Repeat("é", 127): "9", "...": "a", " ": "b", "e": ""},
+		{"x/y": "1", "manifest.json/z": "2", "history": "3", strings.Repeat("%", 100) + "/" + strings.Repeat("\x01", 100): "8"},
+	}
+	d := openDir(t, filepath.Join(t.TempDir(), "dir"))
+	for _, f := range trees {
+		m := w.publish(f)
+		w.restore(w.options(d, m))
+		sameTree(t, "DIR", readTree(t, d.Path()), withFolders(f))
+		if _, err := w.c.Verify(t.Context(), m.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, data := range trees[1] {
+		body, _, err := store.Get(t.Context(), CurrentKey(path), objstore.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(body)
+		if err := errors.Join(err, body.Close()); err != nil || string(got) != data {
+			t.Fatalf("current %q: %q, %v", path, got, err)
+		}
+	}
+	if n, err := w.c.Clear(t.Context()); err != nil || n != 1 {
+		t.Fatalf("Clear: %d, %v", n, err)
 	}
 }
