@@ -418,7 +418,7 @@ func TestRestoreStaysInside(t *testing.T) {
 
 func TestLostAndFoundStays(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("lost+found belongs to root")
+		t.Fatal("lost+found belongs to root: run scripts/test as root")
 	}
 	w := newWorld(t)
 	m := w.publish(files{"a": "1", "lost+found/": ""})

@@ -21,7 +21,7 @@ import (
 func smallDisk(t *testing.T, options string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("mounting a tmpfs needs root")
+		t.Fatal("mounting a tmpfs needs root: run scripts/test as root")
 	}
 	dir := t.TempDir()
 	if err := unix.Mount("chromafs-test", dir, "tmpfs", 0, options); err != nil {
@@ -236,7 +236,7 @@ func TestSparseFilesFit(t *testing.T) {
 // An ordinary user can move and remove folders that are not writable.
 func TestFoldersWithoutPermissions(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("becoming another user needs root")
+		t.Fatal("becoming another user needs root: run scripts/test as root")
 	}
 	const nobody = 65534
 	top := t.TempDir()
