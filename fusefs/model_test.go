@@ -145,6 +145,9 @@ func (m model) descriptor() step {
 			if unix.Fstat(w.files[i], &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 				return "a folder" // offsets there mean nothing that could be compared
 			}
+			if whence == unix.SEEK_DATA || whence == unix.SEEK_HOLE {
+				return seekClaim(w.files[i], off, whence)
+			}
 			at, err := unix.Seek(w.files[i], off, whence)
 			return fmt.Sprint(at, errText(err))
 		}}
@@ -157,6 +160,39 @@ func (m model) descriptor() step {
 	default:
 		return step{fmt.Sprintf("fsync %d", i), func(w *world) string { return errText(unix.Fsync(w.files[i])) }}
 	}
+}
+
+// seekClaim says whether what lseek(2) claims of data and holes is true. How fine
+// a file system looks is its own affair, and changes as it writes pages back; that
+// what it skips as a hole, or calls one, holds nothing but zeros is not.
+func seekClaim(fd int, off int64, whence int) string {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return errText(err)
+	}
+	at, err := unix.Seek(fd, off, whence)
+	noData := err == unix.ENXIO && whence == unix.SEEK_DATA && off < st.Size
+	switch {
+	case noData:
+		at = st.Size
+	case err != nil:
+		return errText(err)
+	case at < off || at > st.Size:
+		return fmt.Sprintf("%d of %d", at, st.Size)
+	}
+	from, to := off, at // skipped
+	if whence == unix.SEEK_HOLE {
+		from, to = at, min(at+1, st.Size)
+	}
+	skipped := make([]byte, to-from)
+	n, err := unix.Pread(fd, skipped, from)
+	if err == unix.EBADF {
+		return "open for writing only"
+	}
+	if err != nil || n != len(skipped) || len(bytes.Trim(skipped, "\x00")) > 0 {
+		return fmt.Sprintf("%d: not a hole: %d bytes read from %d, %v", at, n, from, err)
+	}
+	return "true"
 }
 
 func (m model) attributes() step {
