@@ -75,6 +75,11 @@ func Run(ctx context.Context, e Env) (Result, error) {
 		if err != nil {
 			return Result{}, err
 		}
+		if restored == nil && d.Action != ServeOffline { // what an interrupted restore fetched will not be asked for
+			if err := history.DiscardPartial(r.Dir); err != nil {
+				return Result{}, err
+			}
+		}
 		return r.result(d, restored), nil
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
@@ -376,6 +377,20 @@ func TestLocalOnlyReplacesNothing(t *testing.T) {
 	}
 	if !maps.Equal(b.files(), files) || !maps.Equal(b.objects(), objects) {
 		t.Error("touched something")
+	}
+}
+
+// What an interrupted restore has fetched takes room until another restore needs
+// it; where none follows it is removed.
+func TestPartialRestoreIsDiscarded(t *testing.T) {
+	a, _ := pair(t)
+	partial := filepath.Join(a.path, datadir.StateName, datadir.ScratchName, datadir.RestorePrefix+"-20261122T201530.123Z-4f2a")
+	if err := os.Mkdir(partial, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.restart().mount(RowCurrent, Nothing)
+	if _, err := os.Stat(partial); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the partial copy: %v", err)
 	}
 }
 
