@@ -308,7 +308,6 @@ func TestCurrentIsPinned(t *testing.T) {
 // as a lost answer. The error surfaces, every listed snapshot is whole all the time,
 // and the same call again succeeds.
 func TestFailNth(t *testing.T) {
-	injected := errors.New("injected")
 	for name, call := range map[string]func(w *world) error{
 		"SwapHead": func(w *world) error {
 			m, sha := w.last, w.sha
@@ -347,46 +346,54 @@ func TestFailNth(t *testing.T) {
 		},
 	} {
 		for _, after := range []bool{false, true} {
-			for n := 0; ; n++ {
-				w := newWorld(t)
-				w.publish(files{"a": "1", "b": "2"})
-				w.publish(files{"a": "11", "c": "2"})
-				published := slices.Clone(w.head.History)
-				w.now = w.now.Add(time.Second)
-				w.last, w.sha = w.upload(files{"a": "111", "d": "2"})
-				var count atomic.Int32
-				w.fail(func(op memstore.Op) error {
-					if op.After != after {
-						return nil
-					}
-					if int(count.Add(1))-1 == n {
-						return injected
-					}
-					return nil
-				})
-				err := call(w)
-				w.fail(nil)
-				if int(count.Load()) <= n {
-					if err != nil {
-						t.Fatalf("%s, nothing injected: %v", name, err)
-					}
-					break
-				}
-				// A swap whose answer was lost finds itself by reading back.
-				if err != nil && !errors.Is(err, injected) {
-					t.Fatalf("%s, operation %d, after %v: %v", name, n, after, err)
-				}
-				if err == nil && !(after && (name == "SwapHead" || name == "Clear" || name == "Adopt")) {
-					t.Fatalf("%s, operation %d, after %v: the error was swallowed", name, n, after)
-				}
-				listedAreWhole(t, w, published[len(published)-1])
-				if err := call(w); err != nil {
-					t.Fatalf("%s again after operation %d, after %v: %v", name, n, after, err)
-				}
-				listedAreWhole(t, w, published[len(published)-1])
+			for n := 0; failNth(t, name, call, n, after); n++ {
 			}
 		}
 	}
+}
+
+// failNth fails the nth operation of a call, before or after its effect, and calls
+// again. It returns false where the call has no such operation.
+func failNth(t *testing.T, name string, call func(w *world) error, n int, after bool) bool {
+	t.Helper()
+	injected := errors.New("injected")
+	w := newWorld(t)
+	w.publish(files{"a": "1", "b": "2"})
+	w.publish(files{"a": "11", "c": "2"})
+	published := slices.Clone(w.head.History)
+	w.now = w.now.Add(time.Second)
+	w.last, w.sha = w.upload(files{"a": "111", "d": "2"})
+	var count atomic.Int32
+	w.fail(func(op memstore.Op) error {
+		if op.After != after {
+			return nil
+		}
+		if int(count.Add(1))-1 == n {
+			return injected
+		}
+		return nil
+	})
+	err := call(w)
+	w.fail(nil)
+	if int(count.Load()) <= n {
+		if err != nil {
+			t.Fatalf("%s, nothing injected: %v", name, err)
+		}
+		return false
+	}
+	// A swap whose answer was lost finds itself by reading back.
+	if err != nil && !errors.Is(err, injected) {
+		t.Fatalf("%s, operation %d, after %v: %v", name, n, after, err)
+	}
+	if err == nil && !(after && (name == "SwapHead" || name == "Clear" || name == "Adopt")) {
+		t.Fatalf("%s, operation %d, after %v: the error was swallowed", name, n, after)
+	}
+	listedAreWhole(t, w, published[len(published)-1])
+	if err := call(w); err != nil {
+		t.Fatalf("%s again after operation %d, after %v: %v", name, n, after, err)
+	}
+	listedAreWhole(t, w, published[len(published)-1])
+	return true
 }
 
 func listedAreWhole(t *testing.T, w *world, newest ID) {
