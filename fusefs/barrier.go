@@ -300,10 +300,17 @@ func (y *syncState) released(n *inode) {
 }
 
 // beforeWrite is where a test delays a WRITE, or has it fail as if the backing
-// directory had refused it.
+// directory had refused it: any, or any of a file of some name.
 func (s *fsys) beforeWrite(m *mutation) syscall.Errno {
 	if err := failpoint.Hit("fusefs/write"); err != nil {
 		return errnoOf(err)
+	}
+	if failpoint.Enabled {
+		for _, l := range s.links(m.node) {
+			if err := failpoint.Hit("fusefs/write/" + l.name); err != nil {
+				return errnoOf(err)
+			}
+		}
 	}
 	if hook := s.onWrite.Load(); hook != nil {
 		return (*hook)(m)
