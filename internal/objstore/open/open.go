@@ -3,6 +3,7 @@
 package open
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -43,6 +44,9 @@ func ParseURL(text string) (Location, error) {
 	fail := func(why, next string) (Location, error) { return Location{}, usage("--store", text, why, next) }
 	scheme, rest, ok := strings.Cut(text, "://")
 	switch {
+	case mayHoldSecret(text): // so it is not repeated
+		return Location{}, exitcode.New(exitcode.Usage, errors.New("--store holds credentials, or a : or @ that no bucket's name has"),
+			"write "+forms+", and give credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 	case text == "":
 		return fail("no store is given", "give --store (or CHROMAFS_STORE) as "+forms)
 	case !ok && strings.HasPrefix(text, "/"):
@@ -61,6 +65,21 @@ func ParseURL(text string) (Location, error) {
 	return fail(fmt.Sprintf("there is no kind of store %q", scheme), "write "+forms)
 }
 
+// mayHoldSecret reports whether a store's URL looks like one with credentials before
+// its host or bucket. A secret may hold slashes; an absolute path and a prefix may
+// hold an @.
+func mayHoldSecret(text string) bool {
+	scheme, rest, ok := strings.Cut(text, "://")
+	if !ok {
+		scheme, rest = "", text
+	}
+	if strings.EqualFold(scheme, "s3") {
+		bucket, _, _ := strings.Cut(rest, "/")
+		return strings.ContainsAny(bucket, ":@")
+	}
+	return !strings.HasPrefix(rest, "/") && strings.Contains(rest, "@")
+}
+
 type failure func(why, next string) (Location, error)
 
 // parseS3 takes bucket and prefix as they are written: a prefix may hold any
@@ -69,10 +88,6 @@ func parseS3(rest string, fail failure) (Location, error) {
 	bucket, prefix, _ := strings.Cut(rest, "/")
 	prefix = strings.Trim(prefix, "/")
 	switch {
-	case strings.ContainsAny(bucket, "@"):
-		// The text may hold a secret: it is not repeated.
-		return Location{}, exitcode.New(exitcode.Usage, fmt.Errorf("--store holds credentials"),
-			"give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 	case bucket == "":
 		return fail("no bucket is named", "write s3://BUCKET/PREFIX")
 	case strings.ContainsAny(rest, "?"):

@@ -53,9 +53,14 @@ func TestParseURLRefuses(t *testing.T) {
 			t.Errorf("ParseURL(%q): %v (exit code %d, hint %q), want a hint with %q", text, err, exitcode.Of(err), exitcode.Hint(err), hint)
 		}
 	}
-	_, err := ParseURL("s3://key:topsecret@bucket/x")
-	if err == nil || strings.Contains(err.Error()+exitcode.Hint(err), "topsecret") {
-		t.Errorf("credentials in a URL: %v", err)
+	for _, text := range []string{
+		"s3://key:topsecret@bucket/x", "s3://key:top/topsecret@bucket/x", "s3://key:topsecret/", "key:topsecret@bucket",
+		"https://key:topsecret@host/bucket", "minio://key:topsecret@host/bucket", "file://key:topsecret@host/dir",
+	} {
+		_, err := ParseURL(text)
+		if err == nil || exitcode.Of(err) != exitcode.Usage || strings.Contains(err.Error()+exitcode.Hint(err), "topsecret") {
+			t.Errorf("credentials in a URL: %v", err)
+		}
 	}
 }
 
