@@ -77,7 +77,9 @@ func (r *runner) storeHas(l Local) bool {
 	if l.Empty || l.Content == Equal {
 		return true
 	}
-	return l.Published && !l.Dirty && l.Lineage == r.store.Lineage && l.Sequence <= r.store.Sequence
+	// The same sequence with another id is a branch that was left behind (history adopt).
+	listed := l.Sequence < r.store.Sequence || l.BaseID == r.store.Newest
+	return l.Published && !l.Dirty && l.Lineage == r.store.Lineage && listed
 }
 
 // restoreAt brings one snapshot.

@@ -109,6 +109,32 @@ func TestRestoreOverAForeignCopy(t *testing.T) {
 	m.restart().mount(RowCurrent, Nothing)
 }
 
+// R3: a copy whose snapshot was left behind, and published again by another under
+// the same sequence, is not what the store has.
+func TestRestoreOverALostBranch(t *testing.T) {
+	a, b := pair(t)
+	mine := a.files()
+	if err := a.store.Delete(t.Context(), []string{history.HeadKey}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.catalog().Adopt(t.Context(), history.ID(b.j.State().ID)); err != nil {
+		t.Fatal(err)
+	}
+	b.mount(RowCurrent, Nothing)
+	b.write("chroma.sqlite3", "another two")
+	b.snapshot()
+	a.flags.NoLocalBackup = true
+	if _, err := RestoreAt(t.Context(), a.env(), ""); exitcode.Of(err) != exitcode.Conflict {
+		t.Errorf("without a backup: %v", err)
+	}
+	a.wantFiles(mine)
+	a.flags.NoLocalBackup = false
+	res := a.restore("")
+	if all := a.backups(); len(all) != 1 || !maps.Equal(all[0], mine) || !strings.Contains(res.Restored.Backup, "-unsaved") {
+		t.Errorf("%s, backups %v", res.Restored.Backup, all)
+	}
+}
+
 func TestNothingToRestore(t *testing.T) {
 	m := newMachine(t, memstore.New()).start()
 	m.put("x", "x")
