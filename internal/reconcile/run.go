@@ -194,20 +194,38 @@ func (r *runner) local() (Local, error) {
 	return l, nil
 }
 
-// takeover makes this process the writer. Where another one was faster the store
-// is read again, and the caller decides again either way.
+// takeover makes this process the writer, trying for StoreTimeout while the store
+// is unavailable. Where another one was faster the store is read again; where it
+// does not answer, or refuses, that is what is known of it. The caller decides
+// again either way.
 func (r *runner) takeover(ctx context.Context) (bool, error) {
-	head, err := r.Takeover(ctx, r.head, r.etag)
-	switch {
-	case errors.Is(err, history.ErrFenced), errors.Is(err, history.ErrStale):
-		r.Log.Info("another writer came between reading the store and taking it over: deciding again", "error", err)
-		return false, r.readStore(ctx)
-	case err != nil:
-		return false, err
+	start := time.Now()
+	for wait := firstRetry; ; wait = min(2*wait, maxRetry) {
+		head, err := r.Takeover(ctx, r.head, r.etag)
+		unavailable := errors.Is(err, objstore.ErrUnavailable)
+		switch {
+		case err == nil:
+			r.head, r.store = head, storeOf(head)
+			return true, nil
+		case ctx.Err() != nil:
+			return false, context.Cause(ctx)
+		case errors.Is(err, history.ErrFenced), errors.Is(err, history.ErrStale):
+			r.Log.Info("another writer came between reading the store and taking it over: deciding again", "error", err)
+			return false, r.readStore(ctx)
+		case unavailable && time.Since(start)+wait <= r.StoreTimeout:
+			r.Log.Warn("the store is unavailable", "error", err, "asked_again_for", r.StoreTimeout)
+		case unavailable, errors.Is(err, objstore.ErrRefused):
+			r.head, r.etag, r.store = history.Head{}, "", r.answer(err)
+			return false, nil
+		default:
+			return false, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		case <-time.After(wait):
+		}
 	}
-	r.head = head
-	r.store = storeOf(head)
-	return true, nil
 }
 
 // newestMoved reads the store again after the snapshot to be restored was rotated

@@ -305,6 +305,49 @@ func TestUnavailableStoreIsAskedAgain(t *testing.T) {
 	}
 }
 
+// A store that answers a question and not the takeover does not answer.
+func TestTakeoverOfAStoreThatDoesNotAnswer(t *testing.T) {
+	for row, kind := range map[Row]error{RowRefused: objstore.ErrRefused, RowUnavailable: objstore.ErrUnavailable} {
+		a, _ := pair(t)
+		a.write("chroma.sqlite3", "three")
+		fail := func(op memstore.Op) error {
+			if op.Kind == "put" {
+				return kind
+			}
+			return nil
+		}
+		a.store.Fail = fail
+		a.refuse(row, exitcode.Store)
+		a.store.Fail = fail
+		a.flags.Offline = true
+		if res := a.mount(row, ServeOffline); !res.Offline {
+			t.Errorf("%+v", res)
+		}
+		a.store.Fail = nil
+		a.snapshot()
+		a.wantDirty(false)
+	}
+}
+
+func TestTakeoverIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, memstore.New()).start()
+		start := time.Now()
+		m.store.Fail = func(op memstore.Op) error {
+			if op.Kind == "put" && time.Since(start) < 20*time.Second {
+				return objstore.ErrUnavailable
+			}
+			return nil
+		}
+		e := m.env()
+		e.StoreTimeout = time.Minute
+		if res, err := Run(t.Context(), e); err != nil || res.Action != StartEmpty {
+			t.Errorf("after %v: %v, %v", time.Since(start), res.Action, err)
+		}
+		m.stop()
+	})
+}
+
 func TestHeadLost(t *testing.T) {
 	a, _ := pair(t)
 	if err := a.store.Delete(t.Context(), []string{history.HeadKey}); err != nil {
