@@ -129,7 +129,8 @@ func (p *plan) withSlot(ctx context.Context, f func() error) error {
 
 // changed reports whether an entry differs from the previous snapshot's.
 func (it *item) changed() bool {
-	return it.base.Path == "" || it.base.Mode != it.rec.Mode || !it.rec.SameContent(it.base)
+	return it.base.Path == "" || it.base.Mode != it.rec.Mode || it.base.UID != it.rec.UID || it.base.GID != it.rec.GID ||
+		!it.rec.SameContent(it.base)
 }
 
 // records returns what the snapshot holds. Where nothing was stored the objects

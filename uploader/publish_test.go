@@ -48,6 +48,7 @@ func TestOnlyDifferingPartsAreSent(t *testing.T) {
 		"a new file":           {func(w *world) { w.write("new", []byte("new")) }, 3, 2},
 		"a removed file":       {func(w *world) { w.remove("a") }, 0, 1},
 		"a mode":               {func(w *world) { w.chmod("a", 0o600) }, 0, 2},
+		"an owner":             {func(w *world) { w.chown("a", 1000) }, 0, 2},
 		"touched and changed": {func(w *world) {
 			w.write("b", []byte("b"))
 			w.write("a", []byte("A"))

@@ -50,6 +50,7 @@ type world struct {
 type file struct {
 	data  []byte // never modified
 	mode  uint32
+	uid   uint32
 	inode uint64
 	mtime int64
 }
@@ -152,6 +153,15 @@ func (w *world) chmod(path string, mode uint32) {
 	w.change(path, func(files map[string]file) {
 		f := files[path]
 		f.mode = mode
+		files[path] = f
+	})
+}
+
+func (w *world) chown(path string, uid uint32) {
+	w.t.Helper()
+	w.change(path, func(files map[string]file) {
+		f := files[path]
+		f.uid = uid
 		files[path] = f
 	})
 }
@@ -329,7 +339,7 @@ func (v *memView) Entries() []tree.Entry {
 	var entries []tree.Entry
 	dirs := map[string]bool{}
 	for p, f := range v.files {
-		entries = append(entries, tree.Entry{Path: p, Type: tree.File, Mode: f.mode, Size: int64(len(f.data)),
+		entries = append(entries, tree.Entry{Path: p, Type: tree.File, Mode: f.mode, UID: f.uid, Size: int64(len(f.data)),
 			ModTime: f.mtime, ChangeTime: f.mtime, Inode: f.inode, Nlink: 1})
 		if dir, _, ok := strings.Cut(p, "/"); ok && !dirs[dir] {
 			dirs[dir] = true
