@@ -173,7 +173,7 @@ func runMount(ctx context.Context, e *env, o mountOptions, args arguments) error
 // prepare clears what a killed mount left at the mountpoint, makes it, and refuses
 // one where something would be hidden that a person may take for served.
 func (p *place) prepare() error {
-	if strings.HasPrefix(p.mountpoint, p.dir+"/") {
+	if strings.HasPrefix(resolved(p.mountpoint), resolved(p.dir)+"/") {
 		return usage(fmt.Sprintf("mount at %s: it is inside %s, which it would show", p.mountpoint, p.dir),
 			"mount outside of the directory, or on top of it: chromafs mount "+p.dir+" "+p.dir)
 	}
