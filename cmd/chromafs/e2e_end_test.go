@@ -5,8 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +39,35 @@ func TestDaemon(t *testing.T) {
 		return st.code == 0 && strings.Contains(st.stdout, `"mounted": false`)
 	})
 	same(t, "DIR", content(t, s.dir), map[string]string{"file": "x", "by-command": "y\n"})
+}
+
+// A mount that ends at the last step of its start leaves no COMMAND behind on a
+// mountpoint that nobody serves.
+func TestStarterThatIsGone(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	note := filepath.Join(t.TempDir(), "pid")
+	cmd := s.command("mount", "--daemon", s.dir, s.point, "--", "sh", "-c", "echo $$ > "+note+"; exec sleep 60")
+	cmd.Env, cmd.ExtraFiles = append(cmd.Env, readyVariable+"=3"), []*os.File{w}
+	if err := cmd.Run(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {
+		t.Fatalf("ended with %v, want exit code 1", err)
+	}
+	for range 100 { // it may have been stopped before it wrote anything
+		text, _ := os.ReadFile(note)
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && unix.Kill(pid, 0) == nil {
+			t.Fatalf("the command is left behind: %v", unix.Kill(pid, unix.SIGKILL))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if mountedAt(t, s.point) {
+		t.Error("the mount is left behind")
+	}
 }
 
 // Whoever unmounts, what was written is stored.

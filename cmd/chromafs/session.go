@@ -203,6 +203,9 @@ func (s *session) endWith(signals <-chan os.Signal, reason string, sig os.Signal
 // that the journal does not know.
 func (s *session) abandon() error {
 	var errs []error
+	if s.child != nil { // it must not live on, on a mount that nobody serves
+		s.child.stop(unix.SIGTERM, s.options.stopTimeout)
+	}
 	if s.stopRun != nil {
 		s.stopRun()
 		s.background.Wait()
