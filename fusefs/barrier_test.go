@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -137,6 +138,40 @@ func TestRefusedWriteFailsEveryBarrier(t *testing.T) {
 				t.Errorf("fsync after the repair: %v", err)
 			}
 		})
+	}
+}
+
+// F3: so does a WRITE that was refused because the journal could not record it.
+func TestUnmarkedWriteFailsEveryBarrier(t *testing.T) {
+	fx := mounted(t)
+	fx.requireWriteback(t)
+	lost := openWrite(t, in(fx.mnt, "lost"), []byte("old"))
+	other := openWrite(t, in(fx.mnt, "other"), []byte("x"))
+	must(t, other.Sync())
+	v, err := fx.fs.Cut(context.Background()) // from here on both files need a mark again
+	must(t, err)
+	must(t, v.Close())
+	fx.rec.hook(func(paths []string) error {
+		if slices.Contains(paths, "lost") {
+			return errors.New("the journal's disk is full")
+		}
+		return nil
+	})
+	_, err = lost.WriteAt([]byte("new"), 0)
+	must(t, err)
+	for i := range 3 {
+		if i == 2 {
+			fx.rec.hook(nil)
+		}
+		if err := other.Sync(); !isErrno(err, syscall.EIO) {
+			t.Errorf("fsync %d of the other file: %v, want EIO", i, err)
+		}
+	}
+	_, err = lost.WriteAt([]byte("new"), 0)
+	must(t, err)
+	_ = other.Sync() // the kernel itself may report its own error once more
+	if err := other.Sync(); err != nil {
+		t.Errorf("fsync after it was written again: %v", err)
 	}
 }
 

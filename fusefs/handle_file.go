@@ -13,9 +13,13 @@ import (
 type handle struct {
 	id       uint64
 	node     *inode
-	fd       int // the backing file; open until RELEASE, which no request outlives
+	fd       int // the backing file; open until RELEASE, which no request through the handle outlives
 	writable bool
 	direct   bool // writes bypass the kernel's cache, because fd cannot be read
+
+	// Guarded by fsys.mu.
+	borrowers int  // requests that use fd and did not come through the handle
+	released  bool // fd is closed by the last borrower
 }
 
 // openFile opens the backing file for a handle. Permissions are the kernel's
@@ -75,6 +79,16 @@ func (s *fsys) closeHandle(h *handle) {
 	}
 	s.mu.Unlock()
 	s.handleReleased(h.node, h.writable)
+	s.mu.Lock()
+	h.released = true
+	last := h.borrowers == 0
+	s.mu.Unlock()
+	if last {
+		s.closeBacking(h)
+	}
+}
+
+func (s *fsys) closeBacking(h *handle) {
 	if err := unix.Close(h.fd); err != nil {
 		s.log.Error("closing a backing file failed", "paths", s.paths(h.node), "error", err)
 	}
@@ -88,16 +102,30 @@ func (s *fsys) file(fh uint64) *handle {
 	return s.files[fh]
 }
 
-// writableHandle returns a handle of n that is open for writing, or nil.
-func (s *fsys) writableHandle(n *inode) *handle {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+// borrowWritable returns a handle of n that is open for writing, or nil. Its RELEASE
+// may come at any time, and then the number of its descriptor means another file: so
+// the descriptor stays open until giveBack.
+func (s *fsys) borrowWritable(n *inode) *handle {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for h := range n.handles {
 		if h.writable {
+			h.borrowers++
 			return h
 		}
 	}
 	return nil
+}
+
+// giveBack ends the use of a borrowed handle.
+func (s *fsys) giveBack(h *handle) {
+	s.mu.Lock()
+	h.borrowers--
+	last := h.released && h.borrowers == 0
+	s.mu.Unlock()
+	if last {
+		s.closeBacking(h)
+	}
 }
 
 // replyOpen tells the kernel about a handle. It keeps its cache of the file over
@@ -151,7 +179,10 @@ func (s *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 func (s *fsys) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
 	h := s.file(in.Fh)
 	if n := s.node(in.NodeId); h == nil && in.Fh == 0 && n != nil {
-		h = s.writableHandle(n) // pages written back through the pusher's descriptor
+		// Pages written back through the pusher's descriptor.
+		if h = s.borrowWritable(n); h != nil {
+			defer s.giveBack(h)
+		}
 	}
 	if h == nil || !h.writable {
 		return 0, status(syscall.EBADF)
@@ -270,11 +301,16 @@ func (s *fsys) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (
 }
 
 // Lseek finds data or a hole. The backing file does not know pages that the
-// kernel still holds, so they are handed over first.
+// kernel still holds, so they are handed over first. Not by fsync(2): the kernel
+// sends LSEEK with the inode locked, and fsync would wait for that lock for ever.
+// With ENOSYS the kernel stops asking, and takes all of a file for data.
 func (s *fsys) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	h := s.file(in.Fh)
 	if h == nil {
 		return status(syscall.EBADF)
+	}
+	if s.pushMode == pushFsync && s.push.isWritten(h.node) {
+		return status(syscall.ENOSYS)
 	}
 	s.pushOne(requestContext(cancel, &in.InHeader), h.node)
 	off, err := unix.Seek(h.fd, int64(in.Offset), int(in.Whence))

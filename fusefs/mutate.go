@@ -55,6 +55,9 @@ func (s *fsys) mutate(ctx context.Context, m *mutation, apply func() syscall.Err
 	for {
 		cut := s.cutNumber.Load()
 		if errno := s.mark(cut, m); errno != 0 {
+			if m.cacheFlushed { // write(2) has said yes already
+				s.sync.recordFailure(m.node, m.off, m.off+m.length, errno)
+			}
 			return errno
 		}
 		s.gate.enter(ctx)
@@ -63,6 +66,7 @@ func (s *fsys) mutate(ctx context.Context, m *mutation, apply func() syscall.Err
 			continue
 		}
 		s.views.before(m)
+		s.undo.before(m)
 		errno := apply()
 		s.busy.after(m, errno)
 		s.sync.after(m, errno)

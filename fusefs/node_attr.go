@@ -154,7 +154,9 @@ func timespec(valid, set, now uint32, sec uint64, nsec uint32) unix.Timespec {
 func truncate(m *mutation) syscall.Errno {
 	h := m.handle
 	if h == nil || !h.writable {
-		h = m.node.fsys.writableHandle(m.node)
+		if h = m.node.fsys.borrowWritable(m.node); h != nil {
+			defer m.node.fsys.giveBack(h)
+		}
 	}
 	if h != nil {
 		return again(func() error { return unix.Ftruncate(h.fd, m.length) })
