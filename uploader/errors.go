@@ -15,6 +15,8 @@ var (
 	// ErrDiverged: the store's newest snapshot is not the one that the local copy
 	// is based on.
 	ErrDiverged = errors.New("the store's newest snapshot is not the one that the local copy is based on")
+	// ErrWiped: DIR holds nothing any more, and that did not happen on the mount.
+	ErrWiped = errors.New("the directory was wiped")
 )
 
 // FencedError says that this writer publishes nothing any more. It is ErrFenced.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/journal"
@@ -46,10 +47,29 @@ func (u *Uploader) snapshot(ctx context.Context, sealed func()) (Result, error) 
 	if err != nil {
 		return Result{}, err
 	}
+	if err := u.checkWiped(p); err != nil {
+		return Result{}, err
+	}
 	if u.basedOnNewest() && p.countChanged() == 0 {
 		return u.acknowledgeSame(ctx, p, start)
 	}
 	return u.publish(ctx, p, start)
+}
+
+// checkWiped refuses an empty view where something of the base is gone without a
+// mark: a wiped directory is never published as such (DESIGN §7).
+func (u *Uploader) checkWiped(p *plan) error {
+	if len(p.items) > 0 {
+		return nil
+	}
+	dirty := u.o.Queue.Dirty()
+	for _, r := range u.o.Queue.BaseRecords() {
+		if !dirty.Covers(r.Path) {
+			return exitcode.New(exitcode.Failed, fmt.Errorf("%w: %s, and all else, is gone without having been removed on a mount", ErrWiped, r.Path),
+				"nothing was published; the next mount brings the newest snapshot back")
+		}
+	}
+	return nil
 }
 
 // basedOnNewest reports whether the journal's base is what the store has.

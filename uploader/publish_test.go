@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
 	"github.com/chromafs/chromafs/internal/tree"
@@ -177,6 +178,30 @@ func TestBytesAreSentWhereTheyCannotBeCopied(t *testing.T) {
 				t.Error("not logged")
 			}
 		})
+	}
+}
+
+// A directory that was wiped behind the journal's back is not published as such;
+// one whose files were all removed is.
+func TestWipedDirectoryIsNotPublished(t *testing.T) {
+	w := newWorld(t).open().takeover()
+	w.write("a", []byte("a"))
+	w.write("seg/data", []byte("data"))
+	first := w.snapshot()
+	w.write("a", []byte("A"))
+	clear(w.files)
+	if r, err := w.u.Snapshot(t.Context()); !errors.Is(err, ErrWiped) || exitcode.Hint(err) == "" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if got := w.head().Newest.ID; got != first.ID {
+		t.Errorf("the newest is %s, want %s", got, first.ID)
+	}
+	w.write("seg/data", nil)
+	w.remove("seg/data")
+	w.write("seg", nil)
+	w.remove("seg")
+	if r := w.snapshot(); r.ID == first.ID || r.Files != 0 {
+		t.Errorf("%+v", r)
 	}
 }
 

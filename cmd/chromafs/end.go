@@ -12,6 +12,7 @@ import (
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/tree"
+	"github.com/chromafs/chromafs/uploader"
 )
 
 const (
@@ -138,7 +139,9 @@ func (s *session) verdict(flushErr error) error {
 			"nothing is lost: the next mount of "+s.place.dir+" serves the store's newest snapshot and keeps what is local in .chromafs/backups")
 	}
 	hint := "nothing is lost: it is on the local disk, marked, and is stored after the next mount of " + s.place.dir
-	if own := exitcode.Hint(flushErr); own != "" {
+	if own := exitcode.Hint(flushErr); errors.Is(flushErr, uploader.ErrWiped) {
+		hint = own
+	} else if own != "" {
 		hint += "; " + own
 	}
 	return exitcode.New(exitcode.Store, fmt.Errorf("the final snapshot of %s is not complete: %w", s.place.dir, flushErr), hint)
