@@ -101,15 +101,17 @@ func (y *syncState) run(b *barrierBatch) syscall.Errno {
 		skip[n] = struct{}{}
 	}
 	pushed := y.s.push.all(skip)
+	settled, logged := y.s.undo.sync()
 	if err := failpoint.Hit("fusefs/barrier"); err != nil {
 		return errnoOf(err)
 	}
 	synced := y.syncChanged(b.nodes)
-	for _, errno := range []syscall.Errno{y.failure(b.nodes), pushed, synced} {
+	for _, errno := range []syscall.Errno{y.failure(b.nodes), pushed, synced, logged} {
 		if errno != 0 {
 			return errno
 		}
 	}
+	y.s.undo.drop(settled)
 	return 0
 }
 

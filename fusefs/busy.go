@@ -198,6 +198,19 @@ func (b *busyTracker) vanishedLocked(dir *inode, name string) (counts bool) {
 
 // touchedLocked handles a change of a file in a folder.
 func (b *busyTracker) touchedLocked(dir *inode) {
+	if g := b.segmentLocked(dir); g.live {
+		g.busy, g.torn = true, false
+	}
+}
+
+// isSegment reports whether a folder is a segment: it holds a pickle.
+func (b *busyTracker) isSegment(dir *inode) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.segmentLocked(dir).live
+}
+
+func (b *busyTracker) segmentLocked(dir *inode) *segmentState {
 	g := b.segments[dir.key]
 	if g == nil {
 		g = &segmentState{}
@@ -207,9 +220,7 @@ func (b *busyTracker) touchedLocked(dir *inode) {
 		g.known = true
 		g.live = unix.Faccessat(dir.fd, pickleName, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
 	}
-	if g.live {
-		g.busy, g.torn = true, false
-	}
+	return g
 }
 
 // journalLocked returns the state of a database's journal. One that was there
@@ -271,6 +282,9 @@ func (s *fsys) flushed(_ context.Context, h *handle) syscall.Errno {
 			}
 		}
 		pushed := s.push.run(steps...)
+		if pushed == 0 {
+			s.undo.persisted(dir)
+		}
 		s.busy.persisted(dir)
 		if errno == 0 {
 			errno = pushed

@@ -46,6 +46,7 @@ type fsys struct {
 	push  *pusher
 	sync  *syncState
 	views *viewSet
+	undo  *undoLogs
 
 	cutNumber    atomic.Uint64
 	lastMutation atomic.Int64 // nanoseconds since the epoch; 0: none yet
@@ -101,6 +102,7 @@ func newFsys(opts Options) (*fsys, error) {
 	s.push = newPusher(s)
 	s.sync = newSyncState(s)
 	s.views = newViewSet(s)
+	s.undo = newUndoLogs(s)
 	return s, nil
 }
 

@@ -207,6 +207,7 @@ func raiseFileLimit() error {
 // close gives back what the file system holds, after its last request.
 func (s *fsys) close() {
 	s.closePush()
+	s.undo.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, h := range s.files {

@@ -97,6 +97,9 @@ func (s *fsys) handleReleased(n *inode, writable bool) {
 		s.push.release(n)
 	}
 	s.busy.released(n, writable)
+	if writable && n.isFile() {
+		s.undo.released(n)
+	}
 	s.sync.released(n)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/chromafs/chromafs/fusefs"
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/tree"
 	"github.com/chromafs/chromafs/journal"
@@ -77,6 +78,9 @@ func openLocal(ctx context.Context, path, info string, e *env) (*local, error) {
 	}
 	l := &local{dir: dir, log: e.log}
 	if err := lock(ctx, dir, info); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	if err := fusefs.Recover(dir, e.log); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	l.journal, err = journal.Open(dir.State(), journal.Options{Now: e.now, Log: e.log})

@@ -1,0 +1,412 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/chromafs/chromafs/internal/failpoint"
+	"github.com/chromafs/chromafs/internal/tree"
+)
+
+// ChromaDB rewrites the files of a segment in place, in several writes, and can
+// only read all of them from one persist. On a bare disk, power that fails in the
+// middle breaks the segment. Here it would be enough that the daemon is killed, so
+// (F5) each persist has an undo log, as databases call it: before a block of a
+// segment changes for the first time in a persist, what it held is appended to
+// DIR/.chromafs/undo/<segment>. Recover puts it back at the next start.
+//
+// That is right because SQLite commits "these vectors are persisted" after the
+// pickle's FLUSH was answered, and by then the log says that it is complete: rows
+// of a persist that was undone replay. A complete log is kept until a barrier has
+// synced the segment, for the case that the power failed: then, and only then, a
+// complete one is undone too.
+//
+// A log is dropped when nobody has a file of the segment open for writing any
+// more: whoever wrote is gone or done, and the files are as on a bare disk.
+const undoName = "undo" // folder in DIR/.chromafs
+
+const undoBlock = 64 << 10 // bytes that are saved at once
+
+// undoLogs are the logs of the persists that are under way.
+//
+// Locks: mu is taken inside the gate (before) and outside of it, and before an
+// undoLog's and busyTracker.mu and fsys.mu.
+type undoLogs struct {
+	s    *fsys
+	boot string
+
+	mu     sync.Mutex
+	logs   map[inodeKey]*undoLog // by the segment's folder
+	folder *os.File              // of the logs; nil: not made yet
+}
+
+// undoLog is the log of one persist.
+type undoLog struct {
+	name string
+
+	mu       sync.Mutex // held while the log is written
+	fd       int        // -1: the persist cannot be undone
+	end      int64
+	unsynced bool
+	complete bool
+	files    map[inodeKey]*undoFile
+}
+
+// undoFile is a file as it was when the persist began.
+type undoFile struct {
+	index uint32
+	fd    int
+	size  int64
+	saved bitmap // blocks
+}
+
+func newUndoLogs(s *fsys) *undoLogs {
+	return &undoLogs{s: s, boot: bootID(), logs: map[inodeKey]*undoLog{}}
+}
+
+// before saves what a mutation is about to change of a segment. It never fails the
+// mutation (F4): without room, this persist is as safe as on a bare disk.
+func (u *undoLogs) before(m *mutation) {
+	switch m.kind {
+	case mutateCreate:
+		if m.name == pickleName {
+			u.begin(m.dir)
+		}
+	case mutateWrite, mutateTruncate, mutateAllocate, mutateCopy:
+		for _, l := range u.s.links(m.node) {
+			if !u.s.busy.isSegment(l.dir) {
+				continue
+			}
+			if g := u.begin(l.dir); g != nil {
+				u.note(g, l.dir, g.save(m))
+			}
+		}
+	}
+}
+
+// begin returns the log of the persist that is under way in a folder, a new one if
+// none is.
+func (u *undoLogs) begin(dir *inode) *undoLog {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	g := u.logs[dir.key]
+	if g != nil && !g.isComplete() {
+		return g
+	}
+	if g != nil {
+		u.removeLocked(dir.key, g)
+	}
+	g = &undoLog{name: fmt.Sprintf("%d-%d", dir.key.dev, dir.key.ino), fd: -1, files: map[inodeKey]*undoFile{}}
+	u.logs[dir.key] = g
+	err := u.openFolderLocked()
+	if err == nil {
+		err = g.create(u.folder, dir, undoHeader{Boot: u.boot, Folder: u.s.paths(dir), Inode: dir.key.ino})
+	}
+	u.note(g, dir, err)
+	return g
+}
+
+// note gives up a log that cannot be written.
+func (u *undoLogs) note(g *undoLog, dir *inode, err error) {
+	if err == nil {
+		return
+	}
+	u.s.log.Warn("a persist cannot be undone if the daemon is killed during it", "paths", u.s.paths(dir), "error", err)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closeLocked()
+	if err := removeIn(u.folder, g.name); err != nil {
+		u.s.log.Error("an undo log that is not whole stays: remove it before the next mount", "name", g.name, "error", err)
+	}
+}
+
+func (u *undoLogs) openFolderLocked() (err error) {
+	if u.folder == nil {
+		u.folder, err = openUndoFolder(u.s.opts.Dir.State())
+	}
+	return err
+}
+
+// openUndoFolder opens the folder of the logs, and makes it if need be.
+func openUndoFolder(state *os.File) (*os.File, error) {
+	err := unix.Mkdirat(int(state.Fd()), undoName, 0o700)
+	if err != nil && err != unix.EEXIST {
+		return nil, &os.PathError{Op: "mkdir", Path: undoName, Err: err}
+	}
+	return tree.OpenBeneath(state, undoName, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+}
+
+// persisted marks a segment's log as complete. The segment's new files are all in
+// the backing directory.
+func (u *undoLogs) persisted(dir *inode) {
+	u.mu.Lock()
+	g := u.logs[dir.key]
+	u.mu.Unlock()
+	if g != nil {
+		u.note(g, dir, g.finish())
+	}
+}
+
+// released drops the logs of the segments of n that nobody writes any more.
+func (u *undoLogs) released(n *inode) {
+	for _, l := range u.s.links(n) {
+		if len(u.s.writtenIn(l.dir)) > 0 {
+			continue
+		}
+		u.mu.Lock()
+		if g := u.logs[l.dir.key]; g != nil {
+			u.removeLocked(l.dir.key, g)
+		}
+		u.mu.Unlock()
+	}
+}
+
+// sync syncs the logs, which have to be on disk before what they undo, and returns
+// the complete ones: a barrier that succeeds from here on makes them needless.
+func (u *undoLogs) sync() (complete map[inodeKey]*undoLog, errno syscall.Errno) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	complete = map[inodeKey]*undoLog{}
+	made := false
+	for key, g := range u.logs {
+		done, synced, err := g.sync()
+		if err != 0 {
+			errno = err
+		}
+		if made = made || synced; done {
+			complete[key] = g
+		}
+	}
+	if made {
+		if err := u.folder.Sync(); err != nil {
+			errno = errnoOf(err)
+		}
+	}
+	if errno != 0 {
+		u.s.log.Error("syncing an undo log failed", "error", errno)
+	}
+	return complete, errno
+}
+
+// drop removes logs that are needless.
+func (u *undoLogs) drop(logs map[inodeKey]*undoLog) {
+	if len(logs) == 0 {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for key, g := range logs {
+		if u.logs[key] == g {
+			u.removeLocked(key, g)
+		}
+	}
+}
+
+func (u *undoLogs) removeLocked(key inodeKey, g *undoLog) {
+	delete(u.logs, key)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fd < 0 {
+		return
+	}
+	g.closeLocked()
+	if err := removeIn(u.folder, g.name); err != nil {
+		u.s.log.Error("a needless undo log stays: remove it before the next mount", "name", g.name, "error", err)
+	}
+}
+
+// close ends the logs with the mount. One that is not complete is of a persist that
+// the end of the connection cut off: Recover undoes it.
+func (u *undoLogs) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for key, g := range u.logs {
+		if g.isComplete() {
+			u.removeLocked(key, g)
+			continue
+		}
+		g.mu.Lock()
+		g.closeLocked()
+		g.mu.Unlock()
+	}
+	if u.folder != nil {
+		u.folder.Close()
+	}
+}
+
+func removeIn(folder *os.File, name string) error {
+	if folder == nil {
+		return nil
+	}
+	err := unix.Unlinkat(int(folder.Fd()), name, 0)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "remove", Path: name, Err: err}
+	}
+	return nil
+}
+
+// create begins the log with what files the folder holds.
+func (g *undoLog) create(folder *os.File, dir *inode, head undoHeader) error {
+	if len(head.Folder) == 0 {
+		return errors.New("the segment has no path")
+	}
+	fd, errno := openat(dir.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errno != 0 {
+		return errno
+	}
+	names, err := readNames(fd)
+	unix.Close(fd)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, name := range names {
+		l, ok, err := lstatName(dir.fd, name)
+		if err != nil {
+			return err
+		}
+		if !ok || l.Type != tree.File {
+			continue
+		}
+		fd, errno := openat(dir.fd, name, unix.O_RDONLY|unix.O_NOFOLLOW, 0)
+		if errno != 0 {
+			return fmt.Errorf("open %s: %w", name, errno)
+		}
+		g.files[l.key] = &undoFile{index: uint32(len(head.Files)), fd: fd, size: l.Size}
+		head.Files = append(head.Files, undoEntry{Name: name, Inode: l.key.ino, Size: l.Size})
+	}
+	g.fd, errno = openat(int(folder.Fd()), g.name, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	if errno != 0 {
+		g.fd = -1
+		return &os.PathError{Op: "create", Path: g.name, Err: errno}
+	}
+	return g.appendLocked(undoBegin, 0, 0, head.encode())
+}
+
+// save appends what a mutation is about to change, and notes that it happens now.
+func (g *undoLog) save(m *mutation) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f := g.files[m.node.key]
+	if g.fd < 0 {
+		return nil
+	}
+	// Recover tells by this time whether somebody wrote to the segment later.
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, procPath(g.fd), nil, 0); err != nil {
+		return fmt.Errorf("touch the undo log: %w", err)
+	}
+	if f == nil {
+		return nil // made during this persist
+	}
+	from, to := m.off, f.size
+	switch m.kind {
+	case mutateWrite, mutateCopy:
+		to = min(to, m.off+m.length)
+	case mutateTruncate:
+		from = m.length
+	}
+	block := make([]byte, undoBlock)
+	for b := from / undoBlock; b*undoBlock < to; b++ {
+		if f.saved.has(b) {
+			continue
+		}
+		off := b * undoBlock
+		n, err := preadFull(f.fd, block[:min(undoBlock, f.size-off)], off)
+		if err != nil {
+			return fmt.Errorf("read what a persist is about to change: %w", err)
+		}
+		if err := g.appendLocked(undoData, f.index, off, block[:n]); err != nil {
+			return err
+		}
+		f.saved.set(b, b+1)
+	}
+	return nil
+}
+
+func (g *undoLog) appendLocked(kind uint8, file uint32, off int64, data []byte) error {
+	if err := failpoint.Hit("fusefs/undo"); err != nil {
+		return err
+	}
+	record := encodeUndo(kind, file, off, data)
+	if _, errno := writeAll(g.fd, [][]byte{record}, g.end); errno != 0 {
+		return fmt.Errorf("write the undo log: %w", errno)
+	}
+	g.end += int64(len(record))
+	g.unsynced = true
+	return nil
+}
+
+func (g *undoLog) finish() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.complete = true
+	if g.fd < 0 {
+		return nil
+	}
+	return g.appendLocked(undoComplete, 0, 0, nil)
+}
+
+func (g *undoLog) isComplete() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.complete
+}
+
+// sync reports whether the log is complete, and whether there was something to sync.
+func (g *undoLog) sync() (complete, synced bool, errno syscall.Errno) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fd < 0 || !g.unsynced {
+		return g.complete, false, 0
+	}
+	g.unsynced = false
+	return g.complete, true, again(func() error { return unix.Fdatasync(g.fd) })
+}
+
+func (g *undoLog) closeLocked() {
+	if g.fd >= 0 {
+		unix.Close(g.fd)
+		g.fd = -1
+	}
+	for key, f := range g.files {
+		unix.Close(f.fd)
+		delete(g.files, key)
+	}
+}
+
+// preadFull reads len(b) bytes, fewer only at the end of the file.
+func preadFull(fd int, b []byte, off int64) (n int, err error) {
+	for n < len(b) {
+		k, err := unix.Pread(fd, b[n:], off+int64(n))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return n, err
+		case k == 0:
+			return n, nil
+		}
+		n += k
+	}
+	return n, nil
+}
+
+// bootID tells one run of the machine from the next; "" where nobody knows.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return string(id[:min(len(id), 36)])
+}
+
+// undoSlack is how much later than its log's last use a segment may have changed
+// by the persist itself: a WRITE that was being applied.
+const undoSlack = 5 * time.Second
