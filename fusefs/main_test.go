@@ -35,6 +35,7 @@ func children() map[string]func(args []string) error {
 		"pairs":   childPairs,
 		"churn":   childChurn,
 		"persist": childPersist,
+		"half":    childHalf,
 	}
 }
 

@@ -38,10 +38,10 @@ const undoBlock = 64 << 10 // bytes that are saved at once
 // Locks: mu is taken inside the gate (before) and outside of it, and before an
 // undoLog's and busyTracker.mu and fsys.mu.
 type undoLogs struct {
-	s    *fsys
-	boot string
+	s *fsys
 
 	mu     sync.Mutex
+	boot   string
 	logs   map[inodeKey]*undoLog // by the segment's folder
 	folder *os.File              // of the logs; nil: not made yet
 }

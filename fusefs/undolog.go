@@ -65,8 +65,8 @@ func encodeUndo(kind uint8, file uint32, off int64, data []byte) []byte {
 
 var errUndoHeader = errors.New("the undo log has no whole header")
 
-// undone is a log as it is read: its header, and whether it is complete. apply is
-// called for each piece of data in order.
+// readUndo returns the header of a log and whether the log is complete. apply, if
+// not nil, is called for each piece of data; its errors and those of r are returned.
 func readUndo(r io.Reader, apply func(h *undoHeader, file int, off int64, data []byte) error) (h undoHeader, complete bool, err error) {
 	in := bufio.NewReaderSize(r, 1<<20)
 	begun := false
