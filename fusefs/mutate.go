@@ -45,6 +45,12 @@ type mutation struct {
 	cacheFlushed bool    // a WRITE of the kernel's cache: nobody waits for its result
 }
 
+// namesOnly reports whether m moves names of inodes and changes nothing in them. Then
+// a name that it does not touch shows what it showed, and the names that were never
+// looked up need not be found: that takes a walk of the whole tree, and removing a
+// copy made of n hard links would take n of them.
+func (m *mutation) namesOnly() bool { return m.kind >= mutateLink }
+
 // mutate applies one mutation: its marks are durable first (F2, J1), a cut is
 // either before it or after it (S1), and apply runs with the gate held open.
 //
@@ -84,6 +90,11 @@ func (s *fsys) mark(cut uint64, m *mutation) syscall.Errno {
 	for i, n := range inodes {
 		if n == nil || n.markedCut.Load() == cut {
 			inodes[i] = nil
+			continue
+		}
+		if m.namesOnly() {
+			inodes[i] = nil // a later write to it still marks all its names
+			need = append(need, s.paths(n)...)
 			continue
 		}
 		need = append(need, s.everyPath(n)...)

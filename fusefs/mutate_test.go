@@ -198,6 +198,30 @@ func TestLinksNeverLookedUpAreMarked(t *testing.T) {
 	}
 }
 
+// A change of names leaves what other names show as it was: those that were never
+// looked up are not searched for in the whole tree.
+func TestNamesAloneNeedNoWalk(t *testing.T) {
+	fx := mounted(t)
+	must(t, os.Mkdir(in(fx.mnt, "a"), 0o755))
+	for _, name := range []string{"gone", "moved", "replaced"} {
+		must(t, writeFile(in(fx.mnt, name), name))
+		must(t, os.Link(in(fx.mnt, name), in(fx.mnt, "a", name)))
+	}
+	fx.unmount(t)
+	fx.mount(t)
+	fx.rec.take()
+	must(t, os.Remove(in(fx.mnt, "gone")))
+	must(t, os.Rename(in(fx.mnt, "moved"), in(fx.mnt, "replaced")))
+	if got := fx.rec.take(); !slices.Equal(got, []string{"gone", "moved", "replaced"}) {
+		t.Errorf("marked %q", got)
+	}
+	// A write through a name that was moved is found by the other one still.
+	must(t, onFile(in(fx.mnt, "replaced"), unix.O_WRONLY, func(fd int) error { _, err := unix.Write(fd, []byte("y")); return err }))
+	if got := fx.rec.take(); !slices.Equal(got, []string{"a/moved"}) {
+		t.Errorf("marked %q for the write, want the name that was never looked up", got)
+	}
+}
+
 // Paths follow renames of folders above an open file.
 func TestMarksFollowRenames(t *testing.T) {
 	fx := mounted(t)
