@@ -154,12 +154,21 @@ const readyTimeout = time.Minute
 // WaitReady waits until the mount answers and the daemon can be asked.
 func (m *Mount) WaitReady() {
 	m.t.Helper()
+	if !m.ReadyUnlessEnded() {
+		m.t.Fatalf("mount exited with %d before it answered: %s", m.cmd.ProcessState.ExitCode(), m.log)
+	}
+}
+
+// ReadyUnlessEnded waits until the mount answers, or the daemon is gone before
+// that: then it returns false.
+func (m *Mount) ReadyUnlessEnded() bool {
+	m.t.Helper()
+	ready := false
 	Eventually(m.t, readyTimeout, "the mount answers: "+m.o.Point, func() bool {
-		if m.Ended() {
-			m.t.Fatalf("mount exited with %d before it answered: %s", m.cmd.ProcessState.ExitCode(), m.log)
-		}
-		return Mounted(m.t, m.o.Point) && m.answers()
+		ready = Mounted(m.t, m.o.Point) && m.answers()
+		return ready || m.Ended()
 	})
+	return ready
 }
 
 // answers reports whether it is this daemon that serves the mountpoint, and not one

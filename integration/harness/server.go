@@ -52,6 +52,13 @@ func FreePort(t testing.TB) int {
 // StartServer runs a ChromaDB server on path until the test ends.
 func StartServer(t testing.TB, path string) *Server {
 	t.Helper()
+	return StartServerUnless(t, path, func() bool { return false })
+}
+
+// StartServerUnless runs a ChromaDB server as StartServer does. Where it does not
+// start because what it needs is gone, it returns nil.
+func StartServerUnless(t testing.TB, path string, gone func() bool) *Server {
+	t.Helper()
 	port := FreePort(t)
 	args := ServerArgs(t, path, port)
 	s := ConnectServer(t, port)
@@ -64,7 +71,22 @@ func StartServer(t testing.TB, path string) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Stop)
-	s.WaitReady()
+	ready := false
+	Eventually(t, time.Minute, "the ChromaDB server answers", func() bool {
+		select {
+		case <-s.done:
+			if !gone() {
+				t.Fatalf("the ChromaDB server ended: %s", &s.log)
+			}
+		default:
+			ready = s.answers()
+		}
+		return ready || gone()
+	})
+	if !ready {
+		s.Kill()
+		return nil
+	}
 	return s
 }
 
@@ -74,18 +96,15 @@ func ConnectServer(t testing.TB, port int) *Server {
 		http: &http.Client{Timeout: time.Minute}}
 }
 
-// WaitReady waits until the server answers.
+// WaitReady waits until a server that something else runs answers.
 func (s *Server) WaitReady() {
 	s.t.Helper()
 	Eventually(s.t, time.Minute, "the ChromaDB server answers", func() bool {
-		select {
-		case <-s.done: // nil, and so never ready, for a server that we do not run
-			s.t.Fatalf("the ChromaDB server ended: %s", &s.log)
-		default:
-		}
-		return s.call(http.MethodGet, "/heartbeat", nil, nil) == nil
+		return s.answers()
 	})
 }
+
+func (s *Server) answers() bool { return s.call(http.MethodGet, "/heartbeat", nil, nil) == nil }
 
 // Stop ends the server: SIGTERM, and SIGKILL if it does not listen.
 func (s *Server) Stop() {
