@@ -41,7 +41,7 @@ const (
 func selfTest(ctx context.Context, opts Options) pushMode {
 	ctx, cancel := context.WithTimeoutCause(ctx, selfTestLimit, fmt.Errorf("no answer within %s", selfTestLimit))
 	defer cancel()
-	mode, err := probePush(ctx, filepath.Join(opts.Dir.Path(), datadir.StateName, datadir.ScratchName), selfTestDelay)
+	mode, err := probePush(ctx, scratchPath(opts.Dir), selfTestDelay)
 	if err != nil {
 		opts.Log.Warn("the kernel's write cache stays off: its self-test failed (writes will be slower)", "error", err)
 		return pushNone
@@ -53,22 +53,55 @@ func selfTest(ctx context.Context, opts Options) pushMode {
 	return mode
 }
 
-// probePush mounts a probe below the folder scratch and tries the calls on it.
-func probePush(ctx context.Context, scratch string, delay time.Duration) (mode pushMode, err error) {
-	point, err := os.MkdirTemp(scratch, "selftest-")
+// CanMount finds out, on a throwaway mount of an empty folder in scratch, whether
+// this process may mount at all. A caller asks before it takes anything away from
+// whoever serves the same data elsewhere. The error is a *MountError.
+func CanMount(dir *datadir.Dir) error {
+	p := &probe{RawFileSystem: fuse.NewDefaultRawFileSystem()}
+	server, point, err := p.mount(scratchPath(dir))
 	if err != nil {
-		return pushNone, fmt.Errorf("self-test: %w", err)
+		return &MountError{Mountpoint: dir.Path(), Err: err}
 	}
 	defer os.Remove(point)
-	p := &probe{RawFileSystem: fuse.NewDefaultRawFileSystem(), delay: delay}
-	server, err := fuse.NewServer(p, point, &fuse.MountOptions{
+	if err := server.WaitMount(); err != nil {
+		detach(point)
+		return &MountError{Mountpoint: dir.Path(), Err: err}
+	}
+	if err := server.Unmount(); err != nil {
+		detach(point)
+	}
+	return nil
+}
+
+func scratchPath(dir *datadir.Dir) string {
+	return filepath.Join(dir.Path(), datadir.StateName, datadir.ScratchName)
+}
+
+// mount mounts the probe on a new folder below scratch and serves it.
+func (p *probe) mount(scratch string) (server *fuse.Server, point string, err error) {
+	if point, err = os.MkdirTemp(scratch, "selftest-"); err != nil {
+		return nil, "", err
+	}
+	server, err = fuse.NewServer(p, point, &fuse.MountOptions{
 		DirectMount: os.Geteuid() == 0, FsName: "chromafs-selftest", Name: "chromafs",
 		ExtraCapabilities: fuse.CAP_WRITEBACK_CACHE, DisableXAttrs: true, MaxBackground: 64,
 	})
 	if err != nil {
-		return pushNone, fmt.Errorf("self-test: mount %s: %w", point, err)
+		os.Remove(point)
+		return nil, "", err
 	}
 	go server.Serve()
+	return server, point, nil
+}
+
+// probePush mounts a probe below the folder scratch and tries the calls on it.
+func probePush(ctx context.Context, scratch string, delay time.Duration) (mode pushMode, err error) {
+	p := &probe{RawFileSystem: fuse.NewDefaultRawFileSystem(), delay: delay}
+	server, point, err := p.mount(scratch)
+	if err != nil {
+		return pushNone, fmt.Errorf("self-test: mount: %w", err)
+	}
+	defer os.Remove(point)
 	t, err := startThread()
 	if err != nil {
 		detach(point)

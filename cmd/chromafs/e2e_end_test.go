@@ -381,6 +381,32 @@ func TestLeftBehindByAnotherWriter(t *testing.T) {
 	}
 }
 
+// W1: a mount that cannot come about, as in a container without /dev/fuse, does not
+// take the store from the one that serves it.
+func TestMountThatCannotBeFencesNobody(t *testing.T) {
+	t.Parallel()
+	s, other := newScene(t), newScene(t)
+	other.store = s.store
+	first := s.start(s.answers(s.point), s.dir, s.point)
+	writeFile(t, filepath.Join(s.point, "f"), "x")
+	s.must(0, "snapshot", s.point)
+
+	refused := other.command("mount", other.dir, other.point)
+	refused.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	refused.Args = append([]string{"sh", "-c", `mount --bind /dev/null /dev/fuse && exec "$0" "$@"`, refused.Path}, refused.Args[1:]...)
+	refused.Path = "/bin/sh"
+	out, err := refused.CombinedOutput()
+	if err == nil || refused.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "/dev/fuse") {
+		t.Errorf("mounting without /dev/fuse: %v: %s", err, out)
+	}
+	writeFile(t, filepath.Join(s.point, "f"), "y")
+	s.must(0, "snapshot", s.point)
+	first.signal(unix.SIGTERM)
+	if code := first.wait(); code != 0 {
+		t.Errorf("exit code %d: %s", code, first.stderr)
+	}
+}
+
 // The reader of the log may go first ("… | tee log" and Ctrl-C); the final
 // snapshot is taken all the same.
 func TestNobodyReadsTheLog(t *testing.T) {

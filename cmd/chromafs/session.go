@@ -65,6 +65,11 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	warnOfUsers(s.local, s.env.log)
+	// A mount that cannot come about must not take the store over: that fences
+	// whoever serves it now.
+	if err := fusefs.CanMount(s.local.dir); err != nil {
+		return err
+	}
 	if err := s.reconcile(ctx); err != nil {
 		return err
 	}
