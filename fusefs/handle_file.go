@@ -291,6 +291,9 @@ func (s *fsys) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (
 		return again(func() (err error) {
 			offIn, offOut := int64(in.OffIn), int64(in.OffOut)
 			copied, err = unix.CopyFileRange(from.fd, &offIn, to.fd, &offOut, int(length), int(in.Flags))
+			if err == nil {
+				m.length = int64(copied) // what lies beyond was not written
+			}
 			return err
 		})
 	})

@@ -104,8 +104,11 @@ func parsePlace(args arguments) (place, error) {
 			return place{}, usageError("mount: no COMMAND after --")
 		}
 	}
+	if len(words) > 2 && args.dash < 0 {
+		return place{}, usageError("mount: %s, want DIR and MOUNTPOINT; a COMMAND comes after --", count(len(words), "argument"))
+	}
 	if len(words) != 2 {
-		return place{}, usageError("mount: %s before --, want DIR and MOUNTPOINT", count(len(words), "argument"))
+		return place{}, usageError("mount: %s, want DIR and MOUNTPOINT", count(len(words), "argument"))
 	}
 	p := place{command: command}
 	var err error

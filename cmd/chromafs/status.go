@@ -132,7 +132,8 @@ func troubles(st control.Status) []string {
 	}{
 		{!st.Mounted, "not mounted"},
 		{st.Fenced, "another writer has taken the store over; nothing is stored from here any more"},
-		{st.LastError != "", "the last snapshot failed: " + st.LastError},
+		{st.LastError != "" && st.FailingSince != nil, "the last snapshot failed: " + st.LastError},
+		{st.LastError != "" && st.FailingSince == nil, "the last snapshot is stored, but not all of what follows: " + st.LastError},
 		{st.Overdue, "a snapshot is overdue"},
 	} {
 		if t.is {
@@ -152,6 +153,9 @@ func printStatus(e *env, st control.Status) error {
 	if st.Mounted {
 		line("mount", "%s (pid %d, %s%s)", st.Mountpoint, st.PID, st.Version, suffix(!st.Writeback, ", without write caching"))
 		line("store", "%s%s", st.Store, suffix(st.Offline, " (not reached yet)"))
+	} else if st.Lineage == "" && !st.Dirty && st.UnfinishedRestore == "" {
+		line("mount", "not mounted, and nothing of chromafs is known here: if this was a MOUNTPOINT, ask for its DIR")
+		return w.Flush()
 	} else {
 		line("mount", "not mounted")
 	}
