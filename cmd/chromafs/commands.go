@@ -100,6 +100,26 @@ func variable(flag string) string {
 	return "CHROMAFS_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
+// strangers returns the variables of an environment that look like ours and belong
+// to no flag: most likely they are misspelt. Those of tests and scripts are fine.
+func strangers(environ []string) (names []string) {
+	known := map[string]bool{readyVariable: true}
+	for _, c := range commands() {
+		flags := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
+		c.setup(flags)
+		flags.VisitAll(func(f *pflag.Flag) { known[variable(f.Name)] = true })
+	}
+	for _, v := range environ {
+		name, _, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, "CHROMAFS_") && !known[name] &&
+			!strings.HasPrefix(name, "CHROMAFS_TEST_") && !strings.HasPrefix(name, "CHROMAFS_FAILPOINTS") &&
+			!strings.HasPrefix(name, "CHROMAFS_QUICKSTART_") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // fromEnvironment gives flags that were not set on the command line the values of
 // their environment variables.
 func fromEnvironment(flags *pflag.FlagSet, getenv func(string) string) error {

@@ -135,6 +135,15 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	}
 }
 
+// A misspelt variable is named, one that another command knows is not.
+func TestUnknownVariablesAreNamed(t *testing.T) {
+	got := strangers([]string{"HOME=/root", "CHROMAFS_STORE=x", "CHROMAFS_INTERVALL=5s", "CHROMAFS_SETTLE=1s", readyVariable + "=3",
+		"CHROMAFS_TEST_CLOCK=x", "CHROMAFS_FAILPOINTS_LOG=x"})
+	if !slices.Equal(got, []string{"CHROMAFS_INTERVALL"}) {
+		t.Errorf("named are %v", got)
+	}
+}
+
 // The flags of DESIGN §9, no more and no less, on the commands they belong to.
 func TestFlagsOfEachCommand(t *testing.T) {
 	store := []string{"store", "s3-endpoint", "s3-region"}

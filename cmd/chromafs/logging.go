@@ -27,6 +27,7 @@ const (
 	keyReason     = "reason"
 	keyCommand    = "command"
 	keyPath       = "path"
+	keyName       = "name"
 	keyHint       = "hint"
 	keyExitCode   = "exit_code"
 )
@@ -53,6 +54,9 @@ func (o *logOptions) apply(e *env) error {
 		e.log, e.jsonLog = slog.New(slog.NewJSONHandler(e.stderr, options)), true
 	default:
 		return usageError("--log-format %q: neither text nor json", o.format)
+	}
+	for _, name := range strangers(e.environ) {
+		e.log.Warn("no command has a flag of this environment variable: it does nothing", keyName, name)
 	}
 	return nil
 }

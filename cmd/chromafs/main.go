@@ -32,6 +32,7 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
+	environ        []string // as os.Environ
 	now            func() time.Time
 	log            *slog.Logger // made from --log-format and --log-level; silent before that
 	jsonLog        bool         // stderr carries nothing but JSON records
@@ -49,7 +50,7 @@ func begin(args []string) int {
 	}
 	return execute(context.Background(), &env{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		getenv: os.Getenv, now: clock(os.Getenv), log: slog.New(slog.DiscardHandler),
+		getenv: os.Getenv, environ: os.Environ(), now: clock(os.Getenv), log: slog.New(slog.DiscardHandler),
 	}, args)
 }
 
