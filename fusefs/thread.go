@@ -84,7 +84,7 @@ func (t *thread) stop() { close(t.jobs) }
 // holds nothing but the standard streams (a crash of the runtime must not be
 // printed into a database) and the runtime's poller.
 func leaveDescriptors() error {
-	numbers, keep, err := descriptors()
+	_, keep, err := descriptors()
 	if err != nil {
 		return err
 	}
@@ -100,10 +100,11 @@ func leaveDescriptors() error {
 	if err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
-	if numbers, _, err = descriptors(); err != nil {
+	copied, _, err := descriptors()
+	if err != nil {
 		return err
 	}
-	for _, number := range numbers {
+	for _, number := range copied {
 		if !slices.Contains(keep, number) {
 			unix.Close(number) // of a copy: nothing is lost with an error
 		}
