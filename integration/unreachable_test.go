@@ -61,6 +61,8 @@ func TestMountRefusesWhatIsNoAnswer(t *testing.T) {
 				t.Errorf("the secret is in the message: %s", r.Output())
 			}
 
+			w.refused(3, "--offline", "--store-timeout", "1s") // there is no local copy
+
 			// A disk with data is not touched either, and served with --offline.
 			w.seed()
 			w.refused(3, "--store-timeout", "20s")
@@ -96,6 +98,7 @@ func TestMountWaitsForAStoreThatIsDown(t *testing.T) {
 				t.Errorf("--store-timeout 3s took %v", took)
 			}
 			harness.Explain(t, r, "backups")
+			w.refused(3, "--offline", "--store-timeout", "1s") // there is no local copy
 			w.seed()
 			m := w.mount("--offline", "--store-timeout", "1s")
 			harness.Verify(t, w.point, seedDocuments())

@@ -140,6 +140,9 @@ func Start(t testing.TB, o Options) *Mount {
 func RunToEnd(t testing.TB, o Options, code int) Result {
 	t.Helper()
 	m := Launch(t, o)
+	if o.Command == nil && m.ReadyUnlessEnded() {
+		t.Fatalf("mount serves, want exit code %d: %s", code, m.log)
+	}
 	if got := m.Wait(2 * time.Minute); got != code {
 		t.Fatalf("mount exited with %d, want %d: %s", got, code, m.log)
 	}
