@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -88,7 +89,15 @@ func TestChildRunsWhereItIsTold(t *testing.T) {
 }
 
 func TestChildGetsSignals(t *testing.T) {
-	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGQUIT} {
+	signals := []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGQUIT}
+	// What nohup or a shell had this process ignore, a child would ignore too. As
+	// the daemon does, take them: then the child begins with the default action.
+	taken := make(chan os.Signal, 1)
+	for _, sig := range signals {
+		signal.Notify(taken, sig)
+	}
+	defer signal.Stop(taken)
+	for _, sig := range signals {
 		dir := t.TempDir()
 		c := startTestChild(t, dir, "sh", "-c", "trap 'exit 7' "+strconv.Itoa(int(sig))+"; touch ready; while :; do sleep 0.01; done")
 		eventually(t, "the child is ready", func() bool { return exists(filepath.Join(dir, "ready")) })
