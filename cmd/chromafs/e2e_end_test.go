@@ -407,6 +407,29 @@ func TestMountThatCannotBeFencesNobody(t *testing.T) {
 	}
 }
 
+// nohup(1) is a usual way to keep a program when its terminal goes: a mount under it
+// goes on at SIGHUP, and ends at SIGTERM as ever.
+func TestMountUnderNohup(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	program := s.program
+	s.program = filepath.Join(t.TempDir(), "nohup")
+	script := "#!/bin/sh\ntrap '' HUP\nexec " + program + " \"$@\"\n"
+	if err := os.WriteFile(s.program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := s.start(s.answers(s.point), s.dir, s.point)
+	d.signal(unix.SIGHUP)
+	s.must(0, "snapshot", s.point)
+	if !mountedAt(t, s.point) {
+		t.Error("SIGHUP ended it")
+	}
+	d.signal(unix.SIGTERM)
+	if code := d.wait(); code != 0 {
+		t.Errorf("exit code %d: %s", code, d.stderr)
+	}
+}
+
 // The reader of the log may go first ("… | tee log" and Ctrl-C); the final
 // snapshot is taken all the same.
 func TestNobodyReadsTheLog(t *testing.T) {

@@ -164,7 +164,7 @@ func runMount(ctx context.Context, e *env, o mountOptions, args arguments) error
 	}
 	// From here on a signal means: come to an end. One that came just before does too.
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, passed()...)
+	signal.Notify(signals, heeded(passed()...)...)
 	defer signal.Stop(signals)
 	stop()
 	if errors.Is(context.Cause(startup), errInterrupted) {
