@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chromafs/chromafs/internal/failpoint"
 )
 
 // This file is all that fusefs knows of databases: when one is in the middle of
@@ -277,7 +279,7 @@ func (s *fsys) flushed(_ context.Context, h *handle) syscall.Errno {
 	for _, dir := range s.busy.pickleFolders(h.node) {
 		var steps []pushStep
 		for _, n := range s.writtenIn(dir) {
-			if n != h.node {
+			if n != h.node && !failpoint.Off("fusefs/pickle-push") {
 				steps = append(steps, pushStep{node: n})
 			}
 		}

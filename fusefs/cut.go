@@ -68,16 +68,16 @@ func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 			}
 			continue
 		}
-		s.gate.hold()
+		release := s.holdGate()
 		held := time.Now()
 		now := s.busy.look()
 		if !now.at(still, before) {
-			s.gate.release()
+			release()
 			continue
 		}
 		v, err := s.freeze(rec, now.consistency(before, pushed, s.sync.failure(nil)))
 		hold := time.Since(held)
-		s.gate.release()
+		release()
 		if err != nil {
 			return nil, err
 		}
@@ -87,6 +87,15 @@ func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 			"waited", held.Sub(started), "held", hold, "hot", now.hot, "busy", now.busy)
 		return v, nil
 	}
+}
+
+// holdGate closes the gate and returns what opens it.
+func (s *fsys) holdGate() (release func()) {
+	if failpoint.Off("fusefs/gate") {
+		return func() {}
+	}
+	s.gate.hold()
+	return s.gate.release
 }
 
 // patience returns what a cut that began at started still waits for, and until when.
@@ -122,6 +131,9 @@ func (s *fsys) settle(ctx context.Context, still patience, until time.Time) (bef
 	if err := failpoint.Hit("fusefs/freeze"); err != nil {
 		return before, pushed, err
 	}
+	if failpoint.Off("fusefs/second-push") {
+		return before, pushed, nil
+	}
 	if errno := s.push.all(nil); errno != 0 {
 		pushed = errno
 	}
@@ -130,6 +142,9 @@ func (s *fsys) settle(ctx context.Context, still patience, until time.Time) (bef
 
 // quiet reports whether there is nothing left to wait for.
 func (r rest) quiet(still patience) bool {
+	if failpoint.Off("fusefs/wait-for-quiet") {
+		return true
+	}
 	switch still {
 	case forAll:
 		return r.hot == 0 && r.busy == 0
@@ -141,7 +156,7 @@ func (r rest) quiet(still patience) bool {
 
 // at reports whether this is a moment to cut, given how it was before the last push.
 func (r rest) at(still patience, before rest) bool {
-	return r.quiet(still) && (still == forNothing || r.changes == before.changes)
+	return r.quiet(still) && (still == forNothing || r.changes == before.changes || failpoint.Off("fusefs/no-write-between"))
 }
 
 // consistency says what a view cut now is worth. pushed and failed are errors of

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chromafs/chromafs/internal/datadir"
+	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -91,7 +92,7 @@ func (vs *viewSet) before(m *mutation) {
 		r.before(m)
 	}
 	v := vs.active.Load()
-	if v == nil {
+	if v == nil || failpoint.Off("fusefs/copy-before-write") {
 		return
 	}
 	switch m.kind {

@@ -7,3 +7,6 @@ const Enabled = false
 
 // Hit does nothing in this build.
 func Hit(string) error { return nil }
+
+// Off is false in this build.
+func Off(string) bool { return false }

@@ -22,6 +22,7 @@ type point struct {
 	mu          sync.Mutex
 	pass, limit int // hits to let pass; actions left (-1: no limit)
 	action, arg string
+	offNoted    sync.Once
 }
 
 var points = sync.OnceValue(func() map[string]*point {
@@ -35,7 +36,7 @@ var points = sync.OnceValue(func() map[string]*point {
 
 var (
 	suffixes    = regexp.MustCompile(`[*+]\d+$`)
-	knownAction = regexp.MustCompile(`^(kill|error:E\w+|sleep:\S+|hold:/.+)$`)
+	knownAction = regexp.MustCompile(`^(kill|error:E\w+|sleep:\S+|hold:/.+|off)$`)
 )
 
 func parse(spec string) (map[string]*point, error) {
@@ -99,6 +100,17 @@ func Hit(name string) error {
 		}
 	}
 	return nil
+}
+
+// Off reports whether the environment switches the mechanism name off. The log
+// tells of the first time.
+func Off(name string) bool {
+	p := points()[name]
+	if p == nil || p.action != "off" {
+		return false
+	}
+	p.offNoted.Do(func() { note(name) })
+	return true
 }
 
 func (p *point) take() bool {

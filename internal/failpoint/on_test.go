@@ -13,7 +13,7 @@ import (
 func TestActionsAreCountedAndNoted(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	t.Setenv("CHROMAFS_FAILPOINTS_LOG", log)
-	t.Setenv("CHROMAFS_FAILPOINTS", "a/b=error:ENOSPC*2+1;c=sleep:1ms")
+	t.Setenv("CHROMAFS_FAILPOINTS", "a/b=error:ENOSPC*2+1;c=sleep:1ms;d/e=off")
 	var got []error
 	for range 4 {
 		got = append(got, Hit("a/b"))
@@ -26,7 +26,13 @@ func TestActionsAreCountedAndNoted(t *testing.T) {
 	if err := Hit("not named"); err != nil {
 		t.Error(err)
 	}
-	if data, _ := os.ReadFile(log); string(data) != "failpoint a/b\nfailpoint a/b\n" {
+	if !Off("d/e") || Off("a/b") || Off("c") || Off("not named") {
+		t.Error("d/e, and nothing else, is to be off")
+	}
+	if !Off("d/e") {
+		t.Error("d/e is on again")
+	}
+	if data, _ := os.ReadFile(log); string(data) != "failpoint a/b\nfailpoint a/b\nfailpoint d/e\n" {
 		t.Errorf("log: %q", data)
 	}
 }
