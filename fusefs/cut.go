@@ -68,8 +68,8 @@ func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 			}
 			continue
 		}
+		held := time.Now() // from here on mutations wait
 		release := s.holdGate()
-		held := time.Now()
 		now := s.busy.look()
 		if !now.at(still, before) {
 			release()

@@ -51,7 +51,10 @@ func (h handler) Status(context.Context) (control.Status, error) {
 			Bytes: up.Last.Bytes, Consistency: up.Last.Consistency}
 	}
 	st.NextDue, st.FailingSince = optional(up.NextDue), optional(up.FailingSince)
-	st.LastError, st.Fenced = up.LastError, up.Fenced
+	st.LastError, st.Fenced, st.Snapshotting = up.LastError, up.Fenced, up.Running
+	cuts := s.fs.CutStats()
+	st.Cuts = &control.Cuts{Count: cuts.Cuts, Abandoned: cuts.Abandoned, LastWaitUS: cuts.LastWait.Microseconds(),
+		LongestHoldUS: cuts.LongestHold.Microseconds(), LongestWaitUS: cuts.LongestWait.Microseconds()}
 	st.Overdue = overdue(up, s.options.upload, now)
 	return st, nil
 }

@@ -164,7 +164,10 @@ func printStatus(e *env, st control.Status) error {
 	}
 	line("last snapshot", "%s", describeLast(st.Last, now))
 	line("not stored yet", "%s", describeDirty(st, now))
-	if st.NextDue != nil {
+	switch {
+	case st.Snapshotting:
+		line("next snapshot", "under way")
+	case st.NextDue != nil:
 		line("next snapshot", "%s", describeDue(st, now))
 	}
 	if st.UnfinishedRestore != "" {

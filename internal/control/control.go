@@ -69,6 +69,7 @@ type Status struct {
 	DirtyPaths int        `json:"dirty_paths"`
 	AllDirty   bool       `json:"all_dirty"`
 
+	Snapshotting bool       `json:"snapshotting"`       // one is being taken or sent
 	NextDue      *time.Time `json:"next_due,omitempty"` // nil: nothing is dirty
 	Overdue      bool       `json:"overdue"`
 	LastError    string     `json:"last_error,omitempty"`
@@ -77,6 +78,17 @@ type Status struct {
 
 	UnfinishedRestore string `json:"unfinished_restore,omitempty"` // the id it restores
 	FreeBytes         uint64 `json:"free_bytes"`
+
+	Cuts *Cuts `json:"cuts,omitempty"` // nil: not mounted
+}
+
+// Cuts says what the cuts of a mount have cost the application so far.
+type Cuts struct {
+	Count         uint64 `json:"count"`
+	Abandoned     uint64 `json:"abandoned"`       // given up while they were read, for want of scratch space
+	LastWaitUS    int64  `json:"last_wait_us"`    // microseconds from the request to the instant
+	LongestHoldUS int64  `json:"longest_hold_us"` // for which one kept mutations waiting
+	LongestWaitUS int64  `json:"longest_wait_us"` // of a single mutation
 }
 
 // LastSnapshot is the newest snapshot that DIR is based on.
