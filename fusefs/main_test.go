@@ -171,7 +171,7 @@ type fixture struct {
 }
 
 // mounted mounts a new directory for the length of a test.
-func mounted(t *testing.T, change ...func(*Options)) *fixture {
+func mounted(t testing.TB, change ...func(*Options)) *fixture {
 	t.Helper()
 	top := openTempDir(t)
 	fx := &fixture{dir: filepath.Join(top, "dir"), mnt: filepath.Join(top, "mnt"), rec: &markRecorder{}}
@@ -185,7 +185,7 @@ func mounted(t *testing.T, change ...func(*Options)) *fixture {
 }
 
 // openTempDir is t.TempDir, but other users may enter it.
-func openTempDir(t *testing.T) string {
+func openTempDir(t testing.TB) string {
 	t.Helper()
 	top := t.TempDir()
 	usedMountpoints.add(top)
@@ -197,7 +197,7 @@ func openTempDir(t *testing.T) string {
 	return top
 }
 
-func (fx *fixture) mount(t *testing.T, change ...func(*Options)) {
+func (fx *fixture) mount(t testing.TB, change ...func(*Options)) {
 	t.Helper()
 	d, err := datadir.Open(fx.dir)
 	if err != nil {
@@ -241,7 +241,7 @@ func (fx *fixture) unmount(t *testing.T) {
 
 // testWriter logs to a test. A late line of a request that outlives the test is
 // dropped: t.Log would panic.
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	if w.t.Context().Err() == nil {
@@ -251,7 +251,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 }
 
 // eventually polls until ok, or fails the test.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -260,7 +260,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
