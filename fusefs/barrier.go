@@ -95,21 +95,27 @@ func (y *syncState) lead(b *barrierBatch) {
 	y.running = false
 }
 
+// run carries out a barrier. While the kernel hands over what it caches of other
+// files, which takes two changes of threads even if that is nothing, what is here
+// already is synced; then what has come.
 func (y *syncState) run(b *barrierBatch) syscall.Errno {
-	skip := make(map[*inode]struct{}, len(b.nodes))
-	for n := range b.nodes {
-		skip[n] = struct{}{}
-	}
-	var pushed syscall.Errno
+	var push *pushJob
 	if !failpoint.Off("fusefs/barrier-push") {
-		pushed = y.s.push.all(skip)
+		push = y.s.push.begin(func(n *inode) bool {
+			_, asked := b.nodes[n] // then the kernel has handed over its pages
+			return asked || n.syncedByOwner.Load()
+		})
 	}
-	settled, logged := y.s.undo.sync()
+	settled, early := y.settle(b.nodes)
+	pushed := push.wait()
 	if err := failpoint.Hit("fusefs/barrier"); err != nil {
 		return errnoOf(err)
 	}
-	synced := y.syncChanged(b.nodes)
-	for _, errno := range []syscall.Errno{y.failure(b.nodes), pushed, synced, logged} {
+	var late syscall.Errno
+	if push != nil {
+		settled, late = y.settle(nil)
+	}
+	for _, errno := range []syscall.Errno{y.failure(b.nodes), pushed, early, late} {
 		if errno != 0 {
 			return errno
 		}
@@ -118,7 +124,17 @@ func (y *syncState) run(b *barrierBatch) syscall.Errno {
 	return 0
 }
 
-// syncChanged syncs what changed, and nodes in any case.
+// settle syncs what changed, and nodes, after the logs that would undo it. It
+// returns those of the logs that are needless if all of the barrier succeeds.
+func (y *syncState) settle(nodes map[*inode]syncKind) (settled map[inodeKey]*undoLog, errno syscall.Errno) {
+	settled, logged := y.s.undo.sync()
+	if errno = y.syncChanged(nodes); errno == 0 {
+		errno = logged
+	}
+	return settled, errno
+}
+
+// syncChanged syncs what changed, and those of nodes that are not on disk already.
 func (y *syncState) syncChanged(nodes map[*inode]syncKind) syscall.Errno {
 	y.mu.Lock()
 	changed, all := y.changed, y.all
@@ -138,7 +154,7 @@ func (y *syncState) syncChanged(nodes map[*inode]syncKind) syscall.Errno {
 		list = append(list, work{n, kind, true})
 	}
 	for n, kind := range nodes {
-		if _, ok := changed[n]; !ok {
+		if _, ok := changed[n]; !ok && !n.onDisk(kind) {
 			list = append(list, work{n, kind, false})
 		}
 	}
@@ -187,6 +203,7 @@ func (y *syncState) syncOne(n *inode, kind syncKind) syscall.Errno {
 	if st.Nlink == 0 {
 		return 0 // no crash will show it
 	}
+	seen := n.mutations.Load()
 	err := failpoint.Hit("fusefs/sync")
 	errno := errnoOf(err)
 	if err == nil {
@@ -194,6 +211,9 @@ func (y *syncState) syncOne(n *inode, kind syncKind) syscall.Errno {
 	}
 	if errno == syscall.EACCES || errno == syscall.EPERM { // an ordinary user's daemon and a file nobody may open
 		errno = again(func() error { return unix.Syncfs(int(y.s.root.Fd())) })
+	}
+	if errno == 0 {
+		n.synced[kind].Store(seen)
 	}
 	if errno == 0 || errno == syscall.ENOENT { // a folder that was removed meanwhile
 		return 0
@@ -221,8 +241,21 @@ func syncBacking(n *inode, kind syncKind) syscall.Errno {
 	return again(func() error { return unix.Fdatasync(fd) })
 }
 
+// onDisk reports whether everything of n was synced that kind asks for: then there
+// is nothing to do for an fsync, where the backing file system would still send the
+// disk a flush.
+func (n *inode) onDisk(kind syncKind) bool {
+	now := n.mutations.Load()
+	return n.synced[syncAll].Load() == now || kind == syncData && n.synced[syncData].Load() == now
+}
+
 // after notes what a mutation leaves to be synced. It runs inside the gate.
 func (y *syncState) after(m *mutation, errno syscall.Errno) {
+	for _, n := range []*inode{m.node, m.dir, m.newDir, m.replaced} {
+		if n != nil {
+			n.mutations.Add(1)
+		}
+	}
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	switch {

@@ -116,7 +116,7 @@ func (s *fsys) patience(started time.Time) (patience, time.Time) {
 // then clean at some instant of that push, and the backing directory is what an
 // application saw at its begin.
 func (s *fsys) settle(ctx context.Context, still patience, until time.Time) (before rest, pushed syscall.Errno, err error) {
-	if errno := s.push.all(nil); errno != 0 {
+	if errno := s.push.all(); errno != 0 {
 		pushed = errno
 	}
 	for {
@@ -134,7 +134,7 @@ func (s *fsys) settle(ctx context.Context, still patience, until time.Time) (bef
 	if failpoint.Off("fusefs/second-push") {
 		return before, pushed, nil
 	}
-	if errno := s.push.all(nil); errno != 0 {
+	if errno := s.push.all(); errno != 0 {
 		pushed = errno
 	}
 	return before, pushed, nil

@@ -112,6 +112,7 @@ func (s *fsys) addLocked(fd int, st *unix.Stat_t) *inode {
 		fsys: s, id: s.nextNode, key: keyOf(st), kind: st.Mode & unix.S_IFMT, fd: fd,
 		refs: 1, names: map[link]struct{}{}, handles: map[*handle]struct{}{},
 	}
+	n.mutations.Store(1)
 	if n.isDir() {
 		n.children = map[string]*inode{}
 	}

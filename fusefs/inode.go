@@ -36,6 +36,12 @@ type inode struct {
 	// were marked: the quick way past the journal for the second and later writes.
 	markedCut atomic.Uint64
 
+	// What barriers need to know: mutations grows with each mutation, applied or
+	// not; synced holds what it was when a sync began that succeeded.
+	mutations     atomic.Uint64    // from 1: what happened before is not on disk for sure
+	synced        [2]atomic.Uint64 // by syncKind
+	syncedByOwner atomic.Bool      // whoever writes it syncs it before it matters (busy.go)
+
 	// Guarded by fsys.mu.
 	refs     uint64            // kernel lookups, handles and other holders
 	names    map[link]struct{} // known names: all of them where the link count is 1

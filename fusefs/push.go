@@ -121,20 +121,37 @@ func (s *fsys) pushOne(_ context.Context, n *inode) {
 	s.push.run(pushStep{node: n})
 }
 
-// all pushes every inode with a writable handle but those in skip.
-func (p *pusher) all(skip map[*inode]struct{}) syscall.Errno {
+// all pushes every inode with a writable handle.
+func (p *pusher) all() syscall.Errno { return p.begin(func(*inode) bool { return false }).wait() }
+
+// begin begins to push every inode with a writable handle but those that skip names.
+func (p *pusher) begin(skip func(*inode) bool) *pushJob {
 	if p.s.pushMode == pushNone {
-		return 0
+		return nil
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	steps := make([]pushStep, 0, len(p.writable))
 	for n := range p.writable {
-		if _, ok := skip[n]; !ok {
+		if !skip(n) {
 			steps = append(steps, pushStep{node: n})
 		}
 	}
-	p.mu.Unlock()
-	return p.run(steps...)
+	if len(steps) == 0 {
+		return nil
+	}
+	return p.submitLocked(steps...)
+}
+
+// wait waits until all steps are done and returns the first error. The wait is not
+// for a caller to end: the thread cannot be interrupted, and FSYNC must not answer
+// EINTR. There is nothing to wait for in no job at all.
+func (j *pushJob) wait() syscall.Errno {
+	if j == nil {
+		return 0
+	}
+	<-j.done
+	return j.errno
 }
 
 // drop closes the descriptor of n, if there is one, before n's last writable
@@ -151,9 +168,7 @@ func (p *pusher) drop(n *inode) {
 		}
 	}
 	p.mu.Unlock()
-	if job != nil {
-		<-job.done
-	}
+	job.wait()
 }
 
 // keepsLocked reports whether there is, or will be once the queue is done, a
@@ -175,8 +190,7 @@ func (p *pusher) keepsLocked(n *inode) bool {
 	return false
 }
 
-// run has steps done and waits. The wait is not for the caller to end: the thread
-// cannot be interrupted, and FSYNC must not answer EINTR.
+// run has steps done and waits.
 func (p *pusher) run(steps ...pushStep) syscall.Errno {
 	if p.s.pushMode == pushNone || len(steps) == 0 {
 		return 0
@@ -184,8 +198,7 @@ func (p *pusher) run(steps ...pushStep) syscall.Errno {
 	p.mu.Lock()
 	job := p.submitLocked(steps...)
 	p.mu.Unlock()
-	<-job.done
-	return job.errno
+	return job.wait()
 }
 
 func (p *pusher) submitLocked(steps ...pushStep) *pushJob {

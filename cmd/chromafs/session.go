@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -49,6 +50,21 @@ type session struct {
 	result    error         // of the end; read after gone
 }
 
+// processors is how many goroutines may run at once while a mount is served, on any
+// machine. A thread that comes back from reading /dev/fuse can only go on with one
+// of Go's processors. With as many as the machine has cores, all of them tend to
+// belong to threads that are still blocked in the kernel, and the request waits
+// until the scheduler notices (on two cores, a SQLite transaction took 1.9 ms with
+// 2, 1.7 with 4, 1.55 with 8 and no less with 16).
+const processors = 8
+
+// useProcessors sees to that, unless the environment says otherwise.
+func useProcessors() {
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < processors {
+		runtime.GOMAXPROCS(processors)
+	}
+}
+
 // start does everything that comes before the mount is of use, in the order of
 // DESIGN §7. Where it fails, abandon takes back what it did.
 func (s *session) start(ctx context.Context) error {
@@ -73,6 +89,7 @@ func (s *session) start(ctx context.Context) error {
 	if err := s.reconcile(ctx); err != nil {
 		return err
 	}
+	useProcessors()
 	s.fs, err = fusefs.Mount(ctx, fusefs.Options{
 		Dir: s.local.dir, Mountpoint: s.place.mountpoint, Recorder: s.local.journal,
 		AllowOther: s.options.allowOther, FirstCut: s.local.journal.State().Cut + 1, Key: s.local.dir.Key(),
