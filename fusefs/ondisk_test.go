@@ -32,12 +32,14 @@ func TestWhatIsOnDiskIsNotSyncedAgain(t *testing.T) {
 		"write":    func(_ *fixture, f *os.File) error { _, err := f.WriteAt([]byte("new"), 0); return err },
 		"truncate": func(_ *fixture, f *os.File) error { return f.Truncate(1) },
 		"chmod":    func(_ *fixture, f *os.File) error { return f.Chmod(0o600) },
-		"times":    func(fx *fixture, _ *os.File) error { return os.Chtimes(in(fx.mnt, "d/f"), time.Time{}, time.Unix(1, 0)) },
-		"link":     func(fx *fixture, _ *os.File) error { return os.Link(in(fx.mnt, "d/f"), in(fx.mnt, "d/l")) },
-		"rename":   func(fx *fixture, _ *os.File) error { return os.Rename(in(fx.mnt, "d/f"), in(fx.mnt, "d/g")) },
-		"create":   func(fx *fixture, _ *os.File) error { return os.WriteFile(in(fx.mnt, "d/n"), nil, 0o644) },
-		"mkdir":    func(fx *fixture, _ *os.File) error { return os.Mkdir(in(fx.mnt, "d/n"), 0o755) },
-		"unlink":   func(fx *fixture, _ *os.File) error { return os.Remove(in(fx.mnt, "d/other")) },
+		"times": func(fx *fixture, _ *os.File) error {
+			return os.Chtimes(in(fx.mnt, "d/f"), time.Time{}, time.Unix(1, 0))
+		},
+		"link":   func(fx *fixture, _ *os.File) error { return os.Link(in(fx.mnt, "d/f"), in(fx.mnt, "d/l")) },
+		"rename": func(fx *fixture, _ *os.File) error { return os.Rename(in(fx.mnt, "d/f"), in(fx.mnt, "d/g")) },
+		"create": func(fx *fixture, _ *os.File) error { return os.WriteFile(in(fx.mnt, "d/n"), nil, 0o644) },
+		"mkdir":  func(fx *fixture, _ *os.File) error { return os.Mkdir(in(fx.mnt, "d/n"), 0o755) },
+		"unlink": func(fx *fixture, _ *os.File) error { return os.Remove(in(fx.mnt, "d/other")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			fx := mounted(t)
