@@ -59,9 +59,12 @@ func (o Options) withDefaults() Options {
 }
 
 const (
-	// maxWrite is the size of the largest request: what kernels take by default,
-	// and no more, because each reader of requests keeps a buffer of that size.
-	maxWrite = fuse.MAX_KERNEL_WRITE
+	// maxWrite is the size of the largest request. Each reader of requests keeps a
+	// buffer of that size, so it is no larger than pays: a file is written as fast with
+	// requests of 1 MiB (measured).
+	maxWrite = 256 << 10
+	// maxInflight bounds the buffers of all requests that are being read or carried out.
+	maxInflight = 16 << 20
 	// maxBackground is how many written-back or read-ahead requests may be under
 	// way. The kernel's 12 would let a few slow ones hold up a push.
 	maxBackground = 256
@@ -77,6 +80,8 @@ func (s *fsys) mountOptions() *fuse.MountOptions {
 		DirectMount:   s.creds.uid == 0,
 		MaxWrite:      maxWrite,
 		MaxBackground: maxBackground,
+
+		MaxInflightRequestBytes: maxInflight,
 		// Without an answer of ENOSYS the kernel asks for security.capability before
 		// every write.
 		DisableXAttrs: true,
