@@ -133,6 +133,37 @@ build_tool() {
 	mv "$tool.new" "$tool"
 }
 
+# need_speedtest: SQLite's own benchmark, from the source of the distribution's
+# SQLite, built against its library; sets $speedtest.
+need_speedtest() {
+	need_command gcc gcc libc6-dev
+	need_command dpkg-source dpkg-dev
+	[[ -e /usr/include/sqlite3.h ]] || need_packages libsqlite3-dev
+	speedtest=$cache/tools/speedtest1-$(dpkg-query -W -f '${Version}' libsqlite3-dev)
+	[[ -x $speedtest ]] || locked speedtest1 build_speedtest
+}
+
+# Debian only tells where sources are if asked to: the system's own lists stay as they are.
+build_speedtest() {
+	[[ ! -x $speedtest ]] || return 0
+	say "building SQLite's speedtest1 into $speedtest (once, about a minute)"
+	local work options
+	work=$(mktemp -d)
+	mkdir -p "$work/lists/partial" "${speedtest%/*}"
+	sed 's/^Types: deb$/Types: deb-src/' /etc/apt/sources.list.d/debian.sources >"$work/debian.sources"
+	options=(-q -o Dir::Etc::sourcelist="$work/debian.sources" -o Dir::Etc::sourceparts=/nonexistent
+		-o Dir::State::lists="$work/lists" -o APT::Sandbox::User=root)
+	(
+		cd "$work" || exit
+		quietly apt-get "${options[@]}" update
+		quietly apt-get "${options[@]}" source --download-only sqlite3
+		tar xf sqlite3_*.orig.tar.* --wildcards '*/test/speedtest1.c' --strip-components=2
+		quietly gcc -O2 -o "$speedtest.new" speedtest1.c -lsqlite3 -lm
+	)
+	mv "$speedtest.new" "$speedtest"
+	rm -rf "$work"
+}
+
 # locked NAME COMMAND…: two runs at once do not install over each other.
 locked() {
 	local name=$1

@@ -29,7 +29,7 @@ func TestFS(t *testing.T) {
 		names = append(names, tg.name)
 	}
 	results := newTable(names)
-	load, mix := newChromaLoad(t), sqliteMix()
+	load := newChromaLoad(t)
 	rnd := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	for round := range rounds {
 		for _, i := range rnd.Perm(len(all)) {
@@ -39,7 +39,7 @@ func TestFS(t *testing.T) {
 				defer p.stop()
 				note := func(row string, d time.Duration) { results.add(row, tg.name, d) }
 				load.run(t, p, note)
-				runSQLite(t, p, mix, note)
+				runSQLite(t, p, note)
 				if tg.name != "chromafs while uploading" {
 					runCachedReads(t, p, note)
 				}
