@@ -10,7 +10,9 @@
 //     is marked is hashed by parts and compared with its base. The journal notes
 //     the id as pending: its objects may be in the store.
 //  3. objects, each whole: sent, or copied inside the store from the previous
-//     snapshot, pinned to the ETag that the journal recorded.
+//     snapshot, pinned to the ETag that the journal recorded. Meanwhile the databases
+//     that differ from the previous snapshot's are checked: a view with a damaged one
+//     goes no further, and one more is cut.
 //  4. history/<id>/manifest.json, create-only.
 //  5. the journal notes the intent: from here on the id may be published.
 //  6. manifest.json, conditional on the ETag last seen: the snapshot is published.
@@ -33,6 +35,7 @@
 //     dirty turns out to be the same, nothing is stored and nothing published.
 //   - H2, H3 Rotation is by sequence; an id leaves the list before its objects go.
 //   - J2 The acknowledgement carries the number of the cut.
+//   - S5 What a check found damaged is not published, and takes nothing off the list.
 //   - W1 The epoch of a takeover fences the writer before it, which then publishes
 //     nothing, deletes nothing and says so.
 //   - F4 A failed snapshot leaves the marks; Run tries again for ever.

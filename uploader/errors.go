@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/exitcode"
 )
 
@@ -17,7 +18,41 @@ var (
 	ErrDiverged = errors.New("the store's newest snapshot is not the one that the local copy is based on")
 	// ErrWiped: DIR holds nothing any more, and that did not happen on the mount.
 	ErrWiped = errors.New("the directory was wiped")
+	// ErrDamaged: what would have been published is not whole.
+	ErrDamaged = errors.New("a database is damaged")
 )
+
+// DamagedError says what was found damaged at a cut. It is ErrDamaged.
+type DamagedError struct {
+	Damage   []string   // each names a file and says what is wrong
+	LastGood history.ID // the newest snapshot; "" where there is none
+}
+
+// Error implements error.
+func (e *DamagedError) Error() string {
+	msg := fmt.Sprintf("%v: %s", ErrDamaged, e.Damage[0])
+	if n := len(e.Damage) - 1; n > 0 {
+		msg += fmt.Sprintf("; and in %d other places", n)
+	}
+	return msg
+}
+
+// Is reports whether target is ErrDamaged.
+func (e *DamagedError) Is(target error) bool { return target == ErrDamaged }
+
+// ExitCode returns exitcode.Integrity.
+func (e *DamagedError) ExitCode() int { return exitcode.Integrity }
+
+// Hint returns the next step.
+func (e *DamagedError) Hint() string {
+	if e.LastGood == "" {
+		return "nothing was published; stop the application and repair the file or put a good copy in its place, " +
+			"or publish it as it is with --verify none"
+	}
+	return fmt.Sprintf("nothing was published, and history keeps its snapshots; stop the application, unmount, and go back with "+
+		"chromafs restore --at %s DIR (the damaged copy is kept in .chromafs/backups), or repair the file, "+
+		"or publish it as it is with --verify none", e.LastGood)
+}
 
 // FencedError says that this writer publishes nothing any more. It is ErrFenced.
 type FencedError struct {

@@ -15,12 +15,24 @@ import (
 )
 
 // snapshot takes the steps of the package's doc, with the turn held. sealed is
-// called right before the cut.
+// called right before the first cut. Where a view is damaged, one more is cut: what
+// was torn may be whole by then.
 func (u *Uploader) snapshot(ctx context.Context, sealed func()) (Result, error) {
 	if err := u.confirm(ctx); err != nil {
 		return Result{}, err
 	}
 	sealed()
+	res, err := u.cutAndPublish(ctx)
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) || ctx.Err() != nil {
+		return res, err
+	}
+	u.suspect = true
+	u.o.Log.Warn("what was cut is damaged and is not published; cutting once more", "damage", damaged.Damage)
+	return u.cutAndPublish(ctx)
+}
+
+func (u *Uploader) cutAndPublish(ctx context.Context) (Result, error) {
 	start := u.o.Now()
 	view, err := u.o.Cut(ctx)
 	if err != nil {
@@ -111,7 +123,7 @@ func (u *Uploader) newestManifest(ctx context.Context) (*history.Manifest, error
 // acknowledgeSame ends a snapshot that would hold what the newest one holds: the
 // marks that precede the cut are cleared and nothing is published (S4).
 func (u *Uploader) acknowledgeSame(ctx context.Context, p *plan, start time.Time) (Result, error) {
-	if err := verify(ctx, p.view); err != nil {
+	if err := stillThere(ctx, p.view); err != nil {
 		return Result{}, err
 	}
 	s := u.o.Queue.State()
@@ -132,6 +144,11 @@ func (u *Uploader) acknowledgeSame(ctx context.Context, p *plan, start time.Time
 
 // publish stores a plan as a new snapshot and publishes it.
 func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Result, error) {
+	if u.suspect {
+		if err := u.inspection(p)(ctx); err != nil {
+			return Result{}, err
+		}
+	}
 	if err := u.attach(ctx); err != nil {
 		return Result{}, err
 	}
@@ -147,10 +164,10 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 		return Result{}, err
 	}
 	t := &transfer{plan: p, id: m.ID, store: u.o.Catalog.Store(), log: u.o.Log}
-	if err := u.step("objects", t.run(ctx)); err != nil {
+	if err := u.step("objects", u.store(ctx, t)); err != nil {
 		return Result{}, err
 	}
-	if err := verify(ctx, p.view); err != nil {
+	if err := stillThere(ctx, p.view); err != nil {
 		return Result{}, err
 	}
 	m.Entries = p.records(true)
@@ -166,7 +183,7 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 		return Result{}, err
 	}
 	u.hasCut(start)
-	u.newest = m
+	u.newest, u.suspect = m, false
 	files, bytes := m.Files()
 	res := Result{ID: m.ID, Sequence: m.Sequence, Created: m.Created, Consistency: string(m.Consistency), Files: files,
 		Bytes: bytes, Changed: p.countChanged(), BytesUploaded: t.sent.Load(), Published: true}
@@ -185,8 +202,8 @@ func (u *Uploader) step(name string, err error) error {
 	return failpoint.Hit("uploader/" + name)
 }
 
-// verify lets a view that cannot keep writers out look again.
-func verify(ctx context.Context, view View) error {
+// stillThere lets a view that cannot keep writers out look again.
+func stillThere(ctx context.Context, view View) error {
 	if v, ok := view.(verifier); ok {
 		return v.Verify(ctx)
 	}

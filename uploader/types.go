@@ -27,6 +27,12 @@ type verifier interface {
 	Verify(ctx context.Context) error
 }
 
+// CheckFunc looks whether what a view holds is whole, and says what is not, file by
+// file. It need not look where changed is false for all files of a database, present
+// or gone: they are as in the previous snapshot. An error says nothing about the
+// view.
+type CheckFunc func(ctx context.Context, view View, changed func(path string) bool) (damage []string, err error)
+
 // Queue is what the uploader needs of *journal.Journal. All of it is durable when
 // it returns.
 type Queue interface {

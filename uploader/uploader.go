@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/journal"
 )
 
@@ -18,6 +19,7 @@ type Options struct {
 	Cut          func(ctx context.Context) (View, error)
 	Queue        Queue
 	Catalog      *history.Catalog
+	Check        CheckFunc        // nil: what a view holds is not checked
 	Interval     time.Duration    // between the cuts that Run takes; default 1 h
 	Settle       time.Duration    // how long Run waits for a moment without a write; at most a tenth of Interval counts
 	Keep         int              // how many snapshots are listed (H2)
@@ -72,6 +74,7 @@ type Uploader struct {
 	etag     string             // of it
 	newest   *history.Manifest  // what head.Newest names, where it is known
 	unacked  *journal.Published // what step 6 was asked to publish and step 7 was not told of
+	suspect  bool               // the last view that was checked failed: the next is checked before anything is sent
 
 	mu       sync.Mutex // guards what follows
 	joinable *attempt   // the next to cut; nil: there is none
@@ -191,13 +194,15 @@ func (u *Uploader) ended(ctx context.Context, res Result, err error) {
 			u.status.FailingSince = u.o.Now()
 		}
 		u.status.Failures++
-		u.status.LastError = err.Error()
+		if u.status.LastError = err.Error(); exitcode.Hint(err) != "" {
+			u.status.LastError += "; next: " + exitcode.Hint(err)
+		}
 		u.retryAt = u.o.Now().Add(u.backoff(u.status.Failures))
 	}
 	s, retryAt := u.status, u.retryAt
 	u.mu.Unlock()
 	if err != nil && !canceled {
-		u.o.Log.Error("snapshot failed; what is dirty stays so", "error", err,
+		u.o.Log.Error("snapshot failed; what is dirty stays so", "error", err, "hint", exitcode.Hint(err),
 			"failures", s.Failures, "failing_since", s.FailingSince, "retry_at", retryAt)
 	}
 }

@@ -37,6 +37,7 @@ type world struct {
 	interval time.Duration
 	settle   time.Duration
 	queue    func(Queue) Queue // wraps the journal
+	check    CheckFunc
 
 	mu     sync.Mutex // guards what follows
 	files  map[string]file
@@ -97,7 +98,7 @@ func (w *world) uploader(q Queue) *Uploader {
 	if w.queue != nil {
 		q = w.queue(q)
 	}
-	u, err := New(Options{Cut: w.takeCut, Queue: q, Catalog: w.catalog(), Interval: w.interval, Settle: w.settle, Keep: w.keep,
+	u, err := New(Options{Cut: w.takeCut, Queue: q, Catalog: w.catalog(), Check: w.check, Interval: w.interval, Settle: w.settle, Keep: w.keep,
 		LastMutation: w.lastMutation, Now: w.now, Rand: rand.Reader, Log: w.logger()})
 	if err != nil {
 		w.t.Fatal(err)
