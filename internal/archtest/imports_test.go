@@ -11,6 +11,7 @@ import (
 // The integration module stands outside: it drives the built binary.
 var libraries = map[string]string{
 	"github.com/hanwen/go-fuse":   "fusefs",
+	"github.com/ncruces/":         "internal/dbcheck",
 	"go.etcd.io/bbolt":            "journal",
 	"github.com/minio/minio-go":   "internal/objstore/s3",
 	"github.com/spf13/pflag":      "cmd",
@@ -24,7 +25,7 @@ var libraries = map[string]string{
 var ignorance = map[string][]string{
 	"fusefs":            {"journal", "uploader", "history", "internal/objstore", "go.etcd.io/bbolt"},
 	"journal":           {"fusefs", "uploader", "history", "internal/objstore", "github.com/hanwen/go-fuse"},
-	"uploader":          {"fusefs", "internal/objstore/s3", "github.com/hanwen/go-fuse", "github.com/minio/minio-go"},
+	"uploader":          {"fusefs", "internal/objstore/s3", "internal/dbcheck", "github.com/hanwen/go-fuse", "github.com/minio/minio-go"},
 	"history":           {"fusefs", "journal", "uploader", "internal/objstore/s3", "github.com/hanwen/go-fuse", "go.etcd.io/bbolt"},
 	"internal/objstore": {"fusefs", "journal", "uploader", "history"},
 	"internal":          {"fusefs", "journal", "uploader", "history"},
