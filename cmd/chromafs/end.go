@@ -138,13 +138,16 @@ func (s *session) verdict(flushErr error) error {
 		return exitcode.New(exitcode.Conflict, fmt.Errorf("the final snapshot of %s was not taken: %w", s.place.dir, flushErr),
 			"nothing is lost: the next mount of "+s.place.dir+" serves the store's newest snapshot and keeps what is local in .chromafs/backups")
 	}
-	hint := "nothing is lost: it is on the local disk, marked, and is stored after the next mount of " + s.place.dir
-	if own := exitcode.Hint(flushErr); errors.Is(flushErr, uploader.ErrWiped) {
+	code, hint := exitcode.Store, "nothing is lost: it is on the local disk, marked, and is stored after the next mount of "+s.place.dir
+	switch own := exitcode.Hint(flushErr); {
+	case errors.Is(flushErr, uploader.ErrWiped):
 		hint = own
-	} else if own != "" {
+	case errors.Is(flushErr, uploader.ErrDamaged):
+		code, hint = exitcode.Integrity, own
+	case own != "":
 		hint += "; " + own
 	}
-	return exitcode.New(exitcode.Store, fmt.Errorf("the final snapshot of %s is not complete: %w", s.place.dir, flushErr), hint)
+	return exitcode.New(code, fmt.Errorf("the final snapshot of %s is not complete: %w", s.place.dir, flushErr), hint)
 }
 
 // giveBack records the clean stop and gives back the socket's name, the guard, the

@@ -16,6 +16,7 @@ import (
 
 	"github.com/chromafs/chromafs/fusefs"
 	"github.com/chromafs/chromafs/internal/datadir"
+	"github.com/chromafs/chromafs/internal/dbcheck"
 	"github.com/chromafs/chromafs/internal/tree"
 	"github.com/chromafs/chromafs/journal"
 )
@@ -47,17 +48,22 @@ func (o *localOptions) validate() error {
 // uploadOptions say how snapshots are published.
 type uploadOptions struct {
 	keep     int
+	verify   string
 	interval time.Duration // mount only
 	settle   time.Duration // mount only
 }
 
 func (o *uploadOptions) AddFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&o.keep, "keep", 24, "how many snapshots to keep in the store")
+	flags.StringVar(&o.verify, "verify", string(dbcheck.Quick), "check the databases that changed before a snapshot is published: none, quick or full")
 }
 
 func (o *uploadOptions) validate() error {
 	if o.keep < 1 {
 		return usageError("--keep %d: must be at least 1", o.keep)
+	}
+	if _, err := dbcheck.ParseMode(o.verify); err != nil {
+		return usageError("--verify: %v", err)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func (s *session) start(ctx context.Context) error {
 func newUploader(e *env, l *local, c *history.Catalog, o uploadOptions,
 	cut func(context.Context) (uploader.View, error), lastMutation func() time.Time) (*uploader.Uploader, error) {
 	return uploader.New(uploader.Options{
-		Cut: cut, Queue: l.journal, Catalog: c,
+		Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log),
 		Interval: o.interval, Settle: o.settle, Keep: o.keep, LastMutation: lastMutation,
 		Now: e.now, Rand: rand.Reader, Log: e.log,
 	})
