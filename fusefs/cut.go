@@ -50,6 +50,10 @@ func (s *fsys) cut(ctx context.Context) (*View, error) {
 
 func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 	started := time.Now()
+	limit, err := s.scratchLimit()
+	if err != nil {
+		return nil, err
+	}
 	rec := s.views.record()
 	defer s.views.endRecord(rec)
 	if err := rec.walk(ctx); err != nil {
@@ -75,7 +79,7 @@ func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 			release()
 			continue
 		}
-		v, err := s.freeze(rec, now.consistency(before, pushed, s.sync.failure(nil)))
+		v, err := s.freeze(rec, limit, now.consistency(before, pushed, s.sync.failure(nil)))
 		hold := time.Since(held)
 		release()
 		if err != nil {

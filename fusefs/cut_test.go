@@ -305,7 +305,7 @@ func TestOutOfScratchAbandonsTheView(t *testing.T) {
 	fx := &fixture{dir: filepath.Join(disk, "dir"), mnt: filepath.Join(top, "mnt"), rec: &markRecorder{}}
 	must(t, os.Mkdir(fx.dir, 0o755))
 	must(t, os.Mkdir(fx.mnt, 0o755))
-	fx.mount(t)
+	fx.mount(t, func(o *Options) { o.ScratchLimit.Bytes = 1 << 30 })
 	f := openWrite(t, in(fx.mnt, "big"), bytes.Repeat([]byte("old."), 1<<20)) // 4 MiB of 8
 	must(t, f.Sync())
 	cutOnce(t, fx, func(v *View) {

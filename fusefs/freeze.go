@@ -192,7 +192,7 @@ func lstatName(dir int, name string) (l listed, ok bool, err error) {
 }
 
 // freeze records the instant. It runs with the gate held, and copies nothing.
-func (s *fsys) freeze(rec *recording, consistency string) (*View, error) {
+func (s *fsys) freeze(rec *recording, limit int64, consistency string) (*View, error) {
 	if err := rec.refresh(); err != nil {
 		return nil, err
 	}
@@ -200,6 +200,7 @@ func (s *fsys) freeze(rec *recording, consistency string) (*View, error) {
 	v.number = s.cutNumber.Add(1)
 	v.created = s.now()
 	v.consistency = consistency
+	v.limit = limit
 	v.needless = s.busy.needless()
 	if hook := s.onFreeze.Load(); hook != nil {
 		(*hook)()

@@ -36,6 +36,7 @@ type Options struct {
 	FirstCut       uint64        // number that marks carry until the first cut
 	Key            string        // names DIR in the list of mounts; Dir.Key() if empty
 	QuiesceTimeout time.Duration // how long a cut waits for databases to come to rest
+	ScratchLimit   ScratchLimit  // of what is saved while a view is read
 	Log            *slog.Logger
 	Now            func() time.Time
 
@@ -51,6 +52,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.QuiesceTimeout == 0 {
 		o.QuiesceTimeout = 5 * time.Second
+	}
+	if o.ScratchLimit == (ScratchLimit{}) {
+		o.ScratchLimit.Percent = defaultScratchPercent
 	}
 	if o.Key == "" {
 		o.Key = o.Dir.Key()

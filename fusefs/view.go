@@ -31,7 +31,7 @@ type viewSet struct {
 // CutStats is what cuts have cost so far.
 type CutStats struct {
 	Cuts        uint64        `json:"cuts"`
-	Abandoned   uint64        `json:"abandoned"`    // views given up for want of scratch space
+	Abandoned   uint64        `json:"abandoned"`    // views given up so that writing could go on
 	LastWait    time.Duration `json:"last_wait"`    // from the call to the instant
 	LongestHold time.Duration `json:"longest_hold"` // of the gate, by a cut
 	LongestWait time.Duration `json:"longest_wait"` // of a mutation, at the gate
@@ -115,8 +115,9 @@ func (vs *viewSet) before(m *mutation) {
 // View is the directory at the instant of a cut. It shows that instant whatever
 // happens to the directory: a file is known by its inode and held by a descriptor
 // before it is renamed or unlinked, and a block is saved to scratch before it is
-// overwritten for the first time. If there is no room for that, the view is given
-// up, never the write (F4): Open and reads fail with ErrViewAbandoned from then on.
+// overwritten for the first time. If there is no room for that, or one request
+// would have to wait for too much of it, the view is given up, never the write (F4):
+// Open and reads fail with ErrViewAbandoned from then on.
 //
 // Locks: mu, then a file's mu; both may be taken inside the gate, and then
 // fsys.mu. Under mu files are opened; under a file's mu it is read and written.
@@ -129,7 +130,8 @@ type View struct {
 	entries     []tree.Entry
 
 	abandoned atomic.Pointer[error]
-	scratch   atomic.Int64 // bytes saved
+	scratch   atomic.Int64 // bytes that its files have in scratch
+	limit     int64        // of scratch
 
 	mu      sync.Mutex
 	index   map[string]inodeKey    // path to inode; nil until the entries are known
@@ -244,7 +246,7 @@ func (v *View) abandon(cause error) {
 	vs.mu.Lock()
 	vs.stats.Abandoned++
 	vs.mu.Unlock()
-	v.s.log.Warn("a snapshot was given up so that writing can go on", "cut", v.number, "saved_bytes", v.scratch.Load(), "error", cause)
+	v.s.log.Warn("a snapshot was given up so that writing can go on", "cut", v.number, "scratch_bytes", v.scratch.Load(), "error", cause)
 	go v.free()
 }
 

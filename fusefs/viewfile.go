@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strconv"
+	"math/bits"
 	"sync"
 	"syscall"
 
@@ -15,14 +15,6 @@ import (
 const (
 	blockSize = 64 << 10 // saved before its first overwrite
 	readChunk = 4 * blockSize
-	copyChunk = 16 * blockSize
-
-	// Scratch lies on the disk that the application writes to. Of what is free, at
-	// least this much stays for it; a disk of less than scratchShare times as much
-	// keeps that share instead.
-	scratchReserve = 16 << 20
-	scratchShare   = 16
-	scratchCheck   = 1 << 20 // how often free space is looked at, in bytes saved
 )
 
 // viewFile is a file of a view that was opened, pinned or touched since the cut.
@@ -40,6 +32,7 @@ type viewFile struct {
 	fd      int    // the backing file, read-only; -1: not needed yet
 	held    bool   // fd must stay: the file may not be found by its path again
 	scratch int    // saved blocks at their own offsets; -1: none yet
+	used    int64  // bytes of scratch
 	saved   bitmap // of blocks
 	dead    bool   // released
 }
@@ -72,9 +65,10 @@ func (f *viewFile) holdLocked(n *inode) error {
 	return nil
 }
 
-// save copies what is not saved yet of [off, end) to scratch.
+// save puts what is not saved yet of [off, end) into scratch.
 func (f *viewFile) save(n *inode, off, end int64) error {
 	first, last := off/blockSize, (end-1)/blockSize
+	patience := int64(copyLimit)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for b := first; b <= last; {
@@ -91,88 +85,12 @@ func (f *viewFile) save(n *inode, off, end int64) error {
 		if err := f.openScratch(); err != nil {
 			return fmt.Errorf("make a scratch file: %w", err)
 		}
-		if err := f.copy(from*blockSize, min(to*blockSize, f.size)); err != nil {
-			return fmt.Errorf("save %d bytes to scratch: %w", (to-from)*blockSize, err)
+		if err := f.keep(from*blockSize, min(to*blockSize, f.size), &patience); err != nil {
+			return fmt.Errorf("save what is about to be overwritten: %w", err)
 		}
 		f.saved.set(from, to)
 		b = to
 	}
-	return nil
-}
-
-// copy copies the data, not the holes, of [off, end) of the backing file.
-func (f *viewFile) copy(off, end int64) error {
-	buf := make([]byte, min(copyChunk, end-off))
-	for off < end {
-		data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
-		switch {
-		case err == unix.ENXIO: // a hole to the end
-			return nil
-		case err != nil:
-			data = off // not every file system knows holes
-		}
-		if off = data; off >= end {
-			return nil
-		}
-		chunk := buf[:min(int64(len(buf)), end-off)]
-		got, err := preadAll(f.fd, chunk, off)
-		if err != nil {
-			return err
-		}
-		if got < len(chunk) {
-			return io.ErrUnexpectedEOF
-		}
-		if err := f.v.reserve(int64(got)); err != nil {
-			return err
-		}
-		if _, errno := writeAll(f.scratch, [][]byte{chunk}, off); errno != 0 {
-			return errno
-		}
-		off += int64(got)
-	}
-	return nil
-}
-
-// reserve counts bytes that go to scratch and refuses them where the application
-// needs the space.
-func (v *View) reserve(n int64) error {
-	total := v.scratch.Add(n)
-	if total/scratchCheck == (total-n)/scratchCheck && total != n {
-		return nil
-	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(v.s.opts.Dir.Scratch().Fd()), &st); err != nil {
-		return err
-	}
-	free, size := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
-	if free-n < min(scratchReserve, size/scratchShare) {
-		return syscall.ENOSPC
-	}
-	return nil
-}
-
-// openScratch makes a file without a name: it is gone with its descriptor, also
-// after a crash.
-func (f *viewFile) openScratch() error {
-	if f.scratch >= 0 {
-		return nil
-	}
-	dir := int(f.v.s.opts.Dir.Scratch().Fd())
-	fd, errno := openat(dir, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
-	if errno == syscall.EOPNOTSUPP || errno == syscall.EISDIR || errno == syscall.ENOENT {
-		name := "cut-" + strconv.FormatUint(f.v.number, 10) + "-" + strconv.Itoa(f.fd)
-		if fd, errno = openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR, 0o600); errno == 0 {
-			errno = errnoOf(unix.Unlinkat(dir, name, 0))
-		}
-	}
-	if errno != 0 {
-		return errno
-	}
-	if err := unix.Ftruncate(fd, f.size); err != nil {
-		unix.Close(fd)
-		return err
-	}
-	f.scratch = fd
 	return nil
 }
 
@@ -187,6 +105,8 @@ func (f *viewFile) release() {
 			*fd = -1
 		}
 	}
+	f.v.scratch.Add(-f.used)
+	f.used = 0
 }
 
 // readAt reads up to readChunk bytes of either kind, saved or not.
@@ -301,23 +221,37 @@ func (b *bitmap) set(from, to int64) {
 
 // clear returns the first run in [from, end) that is not in the set; empty if all is.
 func (b bitmap) clear(from, end int64) (int64, int64) {
-	for from < end && b.has(from) {
-		from++
-	}
-	to := from
-	for to < end && !b.has(to) {
-		to++
-	}
-	return from, to
+	from = b.skip(true, from, end)
+	return from, b.skip(false, from, end)
 }
 
 // run reports whether from is in the set, and how far the same holds.
 func (b bitmap) run(from, end int64) (in bool, to int64) {
 	in = b.has(from)
-	for to = from + 1; to < end && b.has(to) == in; {
-		to++
+	return in, b.skip(in, from, end)
+}
+
+// skip returns where in [from, end) membership is first other than in; end if it
+// is the same in all of it. A file may have millions of blocks.
+func (b bitmap) skip(in bool, from, end int64) int64 {
+	for from < end {
+		w := from >> 6
+		if w >= int64(len(b)) {
+			if in {
+				return from
+			}
+			return end
+		}
+		word := b[w]
+		if in {
+			word = ^word
+		}
+		if word >>= from & 63; word != 0 {
+			return min(from+int64(bits.TrailingZeros64(word)), end)
+		}
+		from = (w + 1) << 6
 	}
-	return in, to
+	return end
 }
 
 // AbandonedError says that a view ended before it was read.
@@ -339,7 +273,13 @@ func (e *AbandonedError) Is(target error) bool { return target == ErrViewAbandon
 
 // Hint returns what a person can do next.
 func (e *AbandonedError) Hint() string {
-	if errors.Is(e.Err, syscall.ENOSPC) || errors.Is(e.Err, syscall.EDQUOT) {
+	var full *scratchFullError
+	switch {
+	case errors.As(e.Err, &full):
+		return "nothing is lost, and it is tried again by itself; if that keeps failing, raise --scratch-limit or take snapshots when less is written"
+	case errors.Is(e.Err, errLongCopy):
+		return "nothing is lost, and it is tried again by itself: a big file was shortened or emptied while it was being stored"
+	case errors.Is(e.Err, syscall.ENOSPC) || errors.Is(e.Err, syscall.EDQUOT):
 		return "make room on the disk of DIR: a snapshot needs space for what is overwritten while it is uploaded; the next one is tried as usual"
 	}
 	return ""

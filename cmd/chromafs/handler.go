@@ -55,6 +55,7 @@ func (h handler) Status(context.Context) (control.Status, error) {
 	cuts := s.fs.CutStats()
 	st.Cuts = &control.Cuts{Count: cuts.Cuts, Abandoned: cuts.Abandoned, LastWaitUS: cuts.LastWait.Microseconds(),
 		LongestHoldUS: cuts.LongestHold.Microseconds(), LongestWaitUS: cuts.LongestWait.Microseconds()}
+	st.ScratchBytes, st.ScratchLimit = s.fs.Scratch()
 	st.Overdue = overdue(up, s.options.upload, now)
 	return st, nil
 }

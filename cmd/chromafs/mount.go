@@ -27,6 +27,7 @@ type mountOptions struct {
 	stopTimeout    time.Duration
 	flushTimeout   time.Duration
 	quiesceTimeout time.Duration
+	scratchLimit   string
 	allowOther     bool
 	daemon         bool
 }
@@ -43,6 +44,7 @@ func (o *mountOptions) AddFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.stopTimeout, "stop-timeout", 5*time.Second, "how long COMMAND may take to stop before it is killed")
 	flags.DurationVar(&o.flushTimeout, "flush-timeout", 5*time.Minute, "how long the final snapshot may take")
 	flags.DurationVar(&o.quiesceTimeout, "quiesce-timeout", 5*time.Second, "how long a snapshot waits for databases to come to rest")
+	flags.StringVar(&o.scratchLimit, "scratch-limit", "10%", "how much of what is overwritten while a snapshot is read may be saved on DIR's disk, as a `size` (500M, 20GiB) or a share of what is free")
 	flags.BoolVar(&o.allowOther, "allow-other", false, "let other users use the mount, as far as the files' permissions allow")
 	flags.BoolVar(&o.daemon, "daemon", false, "return when the mount answers, and serve in the background (log: DIR/.chromafs/log)")
 	o.log.AddFlags(flags)
@@ -81,6 +83,9 @@ func (o *mountOptions) validate() error {
 		if f.value <= 0 {
 			return usageError("--%s %v: must be more than 0", f.flag, f.value)
 		}
+	}
+	if _, err := parseScratchLimit(o.scratchLimit); err != nil {
+		return err
 	}
 	if o.upload.settle < 0 || o.stopTimeout < 0 {
 		return usageError("--settle %v, --stop-timeout %v: must not be negative", o.upload.settle, o.stopTimeout)

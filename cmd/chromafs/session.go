@@ -89,11 +89,15 @@ func (s *session) start(ctx context.Context) error {
 	if err := s.reconcile(ctx); err != nil {
 		return err
 	}
+	scratch, err := parseScratchLimit(s.options.scratchLimit)
+	if err != nil {
+		return err
+	}
 	useProcessors()
 	s.fs, err = fusefs.Mount(ctx, fusefs.Options{
 		Dir: s.local.dir, Mountpoint: s.place.mountpoint, Recorder: s.local.journal,
 		AllowOther: s.options.allowOther, FirstCut: s.local.journal.State().Cut + 1, Key: s.local.dir.Key(),
-		QuiesceTimeout: s.options.quiesceTimeout, Log: s.env.log, Now: s.env.now,
+		QuiesceTimeout: s.options.quiesceTimeout, ScratchLimit: scratch, Log: s.env.log, Now: s.env.now,
 	})
 	if err != nil {
 		return err

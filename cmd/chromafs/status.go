@@ -183,6 +183,9 @@ func printStatus(e *env, st control.Status) error {
 		}
 		line("last error", "%s%s", st.LastError, since)
 	}
+	if st.ScratchLimit > 0 {
+		line("scratch", "%s of at most %s, for the snapshot that is being read", size(st.ScratchBytes), size(st.ScratchLimit))
+	}
 	line("free space", "%s", size(int64(st.FreeBytes)))
 	return w.Flush()
 }

@@ -78,6 +78,8 @@ type Status struct {
 
 	UnfinishedRestore string `json:"unfinished_restore,omitempty"` // the id it restores
 	FreeBytes         uint64 `json:"free_bytes"`
+	ScratchBytes      int64  `json:"scratch_bytes"`           // saved of what was overwritten since the cut
+	ScratchLimit      int64  `json:"scratch_limit,omitempty"` // only while a snapshot is being read
 
 	Cuts *Cuts `json:"cuts,omitempty"` // nil: not mounted
 }
