@@ -205,6 +205,7 @@ func (s *fsys) freeze(rec *recording, limit int64, consistency string) (*View, e
 	if hook := s.onFreeze.Load(); hook != nil {
 		(*hook)()
 	}
+	v.ended = s.touch.cut()
 	s.views.active.Store(v)
 	s.views.rec.Store(nil)
 	return v, nil
@@ -213,6 +214,7 @@ func (s *fsys) freeze(rec *recording, limit int64, consistency string) (*View, e
 // assemble makes the view's entries of what was recorded. It needs no gate: from
 // the freeze on, mutations preserve what the view shows.
 func (v *View) assemble(rec *recording) {
+	v.own = &reference{cut: v.number, inodes: map[string]inodeKey{}}
 	index := map[string]inodeKey{}
 	sizes := map[inodeKey]int64{}
 	type folder struct {
@@ -242,9 +244,13 @@ func (v *View) assemble(rec *recording) {
 				todo = append(todo, folder{l.key, e.Path})
 			case tree.File:
 				sizes[l.key] = e.Size
+				if e.Size > touchedUnit {
+					v.own.inodes[e.Path] = l.key
+				}
 			}
 		}
 	}
 	tree.Sort(v.entries)
 	v.ready(index, sizes)
+	v.s.touch.assembled(v)
 }

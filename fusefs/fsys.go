@@ -25,7 +25,7 @@ const cacheTime = time.Hour
 
 // fsys is one served directory. It answers the requests of the kernel.
 //
-// Lock order: gate → trackers (busy, sync, views, push) → mu. mu is held for map
+// Lock order: gate → trackers (busy, sync, views, push) → mu → touch. mu is held for map
 // operations only: never during a system call, a mark or a wait.
 type fsys struct {
 	fuse.RawFileSystem // answers ENOSYS to what is not implemented here
@@ -47,6 +47,7 @@ type fsys struct {
 	sync  *syncState
 	views *viewSet
 	undo  *undoLogs
+	touch *touchTracker
 
 	cutNumber    atomic.Uint64
 	lastMutation atomic.Int64 // nanoseconds since the epoch; 0: none yet
@@ -103,6 +104,7 @@ func newFsys(opts Options) (*fsys, error) {
 	s.sync = newSyncState(s)
 	s.views = newViewSet(s)
 	s.undo = newUndoLogs(s)
+	s.touch = newTouchTracker()
 	return s, nil
 }
 

@@ -72,6 +72,7 @@ func (s *fsys) mutate(ctx context.Context, m *mutation, apply func() syscall.Err
 			continue
 		}
 		s.views.before(m)
+		s.touch.before(m)
 		s.undo.before(m)
 		errno := apply()
 		s.busy.after(m, errno)

@@ -129,6 +129,11 @@ type View struct {
 	needless    map[nameKey]struct{} // journals left out
 	entries     []tree.Entry
 
+	ended *generation // until assembled: what was touched before the cut
+	base  *reference  // what was at the cut of the snapshot that is the journal's base; may be nil
+	since *generation // touched between that and this cut
+	own   *reference  // what the view itself shows
+
 	abandoned atomic.Pointer[error]
 	scratch   atomic.Int64 // bytes that its files have in scratch
 	limit     int64        // of scratch

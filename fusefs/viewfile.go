@@ -219,6 +219,16 @@ func (b *bitmap) set(from, to int64) {
 	}
 }
 
+// union adds what is in o.
+func (b *bitmap) union(o bitmap) {
+	if more := len(o) - len(*b); more > 0 {
+		*b = append(*b, make([]uint64, more)...)
+	}
+	for i, word := range o {
+		(*b)[i] |= word
+	}
+}
+
 // clear returns the first run in [from, end) that is not in the set; empty if all is.
 func (b bitmap) clear(from, end int64) (int64, int64) {
 	from = b.skip(true, from, end)

@@ -7,8 +7,9 @@
 //
 //  1. cut; join no more callers.
 //  2. plan: what the journal does not mark and holds a base of is unchanged; what
-//     is marked is hashed by parts and compared with its base. The journal notes
-//     the id as pending: its objects may be in the store.
+//     is marked is hashed by parts and compared with its base, but for parts that
+//     the view knows to be as in the base. The journal notes the id as pending: its
+//     objects may be in the store.
 //  3. objects, each whole: sent, or copied inside the store from the previous
 //     snapshot, pinned to the ETag that the journal recorded. Meanwhile the databases
 //     that differ from the previous snapshot's are checked: a view with a damaged one
@@ -16,7 +17,8 @@
 //  4. history/<id>/manifest.json, create-only.
 //  5. the journal notes the intent: from here on the id may be published.
 //  6. manifest.json, conditional on the ETag last seen: the snapshot is published.
-//  7. the journal acknowledges it: marks that precede the cut are cleared.
+//  7. the journal acknowledges it: marks that precede the cut are cleared. Then the
+//     view is told.
 //  8. current is refreshed; the id is no longer pending.
 //  9. pending ids that are on no list are deleted: what rotation took off (noted as
 //     pending before step 6) and what earlier failures left.
@@ -32,7 +34,8 @@
 //   - S3 Step 6 is one conditional write. Whatever fails, the store has the
 //     snapshot before or the snapshot after.
 //   - S4 Bytes that the store has are not sent. Where nothing is dirty, or what is
-//     dirty turns out to be the same, nothing is stored and nothing published.
+//     dirty turns out to be the same, nothing is stored and nothing published. Parts
+//     that nothing touched are not read.
 //   - H2, H3 Rotation is by sequence; an id leaves the list before its objects go.
 //   - J2 The acknowledgement carries the number of the cut.
 //   - S5 What a check found damaged is not published, and takes nothing off the list.

@@ -3,6 +3,7 @@ package uploader
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"golang.org/x/sync/errgroup"
 
@@ -14,10 +15,12 @@ import (
 
 // item is one entry of a view on its way into a snapshot.
 type item struct {
-	rec     tree.Record     // as the snapshot will hold it
-	base    tree.Record     // as the previous snapshot holds it; zero where it does not
-	source  objstore.Object // the object that holds base's content; no key: there is none
-	trusted bool            // the content is base's because nothing marked the path; rec.Parts are base's
+	rec     tree.Record                  // as the snapshot will hold it
+	base    tree.Record                  // as the previous snapshot holds it; zero where it does not
+	source  objstore.Object              // the object that holds base's content; no key: there is none
+	trusted bool                         // the content is base's because nothing marked the path; rec.Parts are base's
+	touched func(off, length int64) bool // which ranges may differ from base; nil: all of them
+	kept    []bool                       // parts whose hash is base's, because nothing touched them; nil: none
 }
 
 // plan is what is to be stored for one view.
@@ -29,12 +32,19 @@ type plan struct {
 }
 
 // newPlan tells unchanged, changed and new files apart. Files that are marked, or
-// that the journal has no base of, are hashed.
-func newPlan(ctx context.Context, view View, q Queue, parallel int) (*plan, error) {
+// that the journal has no base of, are hashed; parts that the view knows to be as at
+// the base's cut, which is since, are not.
+func newPlan(ctx context.Context, view View, q Queue, parallel int, since uint64) (*plan, error) {
 	p := &plan{view: view, bases: len(q.BaseRecords()), slots: make(chan struct{}, parallel)}
 	state, dirty := q.State(), q.Dirty()
 	for _, e := range view.Entries() {
-		p.items = append(p.items, newItem(e, q, state, dirty))
+		it := newItem(e, q, state, dirty)
+		if t, ok := view.(tracker); ok && since != 0 && !it.trusted && it.base.Type == tree.File && e.Type == tree.File {
+			if touched, known := t.Touched(e.Path, since); known {
+				it.touched = touched
+			}
+		}
+		p.items = append(p.items, it)
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
@@ -81,16 +91,20 @@ func (p *plan) hashWith(ctx context.Context, it *item) error {
 	if size == 0 {
 		return nil
 	}
+	sums := make([]tree.Hash, tree.PartCount(size, part))
+	if it.keep(sums) == len(sums) {
+		it.rec.Parts = sums
+		return nil
+	}
 	f, err := p.view.Open(it.rec.Path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	sums := make([]tree.Hash, tree.PartCount(size, part))
-	err = p.eachPart(ctx, len(sums), func(ctx context.Context, i int) error {
-		off, length := tree.PartRange(size, part, i)
-		sum, err := tree.HashPart(contextReader{ctx, f}, off, length)
-		sums[i] = sum
+	err = p.eachPart(ctx, len(sums), func(ctx context.Context, i int) (err error) {
+		if it.kept == nil || !it.kept[i] {
+			sums[i], err = it.hashPart(ctx, f, i)
+		}
 		return err
 	})
 	if err != nil {
@@ -98,6 +112,38 @@ func (p *plan) hashWith(ctx context.Context, it *item) error {
 	}
 	it.rec.Parts = sums
 	return nil
+}
+
+// keep puts base's hashes of the parts that nothing touched into sums, and returns
+// how many they are.
+func (it *item) keep(sums []tree.Hash) (n int) {
+	it.kept = nil
+	if it.touched == nil {
+		return 0
+	}
+	it.kept = make([]bool, len(sums))
+	for i := range sums {
+		if it.basePart(i) && !it.touched(tree.PartRange(it.rec.Size, it.rec.PartSize, i)) {
+			sums[i], it.kept[i] = it.base.Parts[i], true
+			n++
+		}
+	}
+	return n
+}
+
+// basePart reports whether base has a part i of the same place and length.
+func (it *item) basePart(i int) bool {
+	if it.base.PartSize != it.rec.PartSize || i >= len(it.base.Parts) {
+		return false
+	}
+	_, now := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
+	_, then := tree.PartRange(it.base.Size, it.base.PartSize, i)
+	return now == then
+}
+
+func (it *item) hashPart(ctx context.Context, f io.ReaderAt, i int) (tree.Hash, error) {
+	off, length := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
+	return tree.HashPart(contextReader{ctx, f}, off, length)
 }
 
 // eachPart calls f for parts 0…n-1, as many at once as there are slots.
@@ -149,14 +195,14 @@ func (p *plan) records(stored bool) []tree.Record {
 // contextReader ends a long read with its context.
 type contextReader struct {
 	ctx context.Context
-	tree.Reader
+	io.ReaderAt
 }
 
 func (r contextReader) ReadAt(b []byte, off int64) (int, error) {
 	if err := endOf(r.ctx); err != nil {
 		return 0, err
 	}
-	return r.Reader.ReadAt(b, off)
+	return r.ReaderAt.ReadAt(b, off)
 }
 
 func endOf(ctx context.Context) error {

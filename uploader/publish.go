@@ -55,7 +55,7 @@ func (u *Uploader) cutAndPublish(ctx context.Context) (Result, error) {
 		}
 		return res, err
 	}
-	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel)
+	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel, u.since())
 	if err != nil {
 		return Result{}, err
 	}
@@ -82,6 +82,23 @@ func (u *Uploader) checkWiped(p *plan) error {
 		}
 	}
 	return nil
+}
+
+// since returns the cut that the journal's base is of, 0 where that is not known: it
+// was published before this process came, or acknowledged without its view.
+func (u *Uploader) since() uint64 {
+	if u.based.id == u.o.Queue.State().ID {
+		return u.based.cut
+	}
+	return 0
+}
+
+// rebased tells a view that the journal's base, id, is what it shows.
+func (u *Uploader) rebased(view View, id string) {
+	if t, ok := view.(tracker); ok {
+		t.Acknowledged()
+		u.based = basedOn{id, view.Number()}
+	}
 }
 
 // basedOnNewest reports whether the journal's base is what the store has.
@@ -132,6 +149,7 @@ func (u *Uploader) acknowledgeSame(ctx context.Context, p *plan, start time.Time
 	if err != nil {
 		return Result{}, err
 	}
+	u.rebased(p.view, s.ID)
 	u.hasCut(start)
 	res, err := u.standing(ctx)
 	if err != nil {
@@ -179,7 +197,11 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	if err := u.step("published", err); err != nil {
 		return Result{}, err
 	}
-	if err := u.step("acknowledged", u.acknowledge()); err != nil {
+	err = u.acknowledge()
+	if err == nil {
+		u.rebased(p.view, string(m.ID))
+	}
+	if err := u.step("acknowledged", err); err != nil {
 		return Result{}, err
 	}
 	u.hasCut(start)

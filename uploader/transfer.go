@@ -63,14 +63,10 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 			return err
 		}
 	}
-	if it.trusted { // what is sent is what the manifest says, whatever the journal thought
-		if err := t.hash(ctx, it); err != nil {
+	if it.trusted || len(it.rec.Parts) <= 1 && it.kept != nil {
+		if err := t.distrust(ctx, it); err != nil {
 			return err
 		}
-		if !slices.Equal(it.rec.Parts, it.base.Parts) {
-			t.log.Warn("a file that nothing was known to have written to has changed", "path", it.rec.Path)
-		}
-		it.trusted = false
 	}
 	f, err := t.view.Open(it.rec.Path)
 	if err != nil {
@@ -84,6 +80,30 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 		object, err = t.multipart(ctx, key, f, it)
 	}
 	it.rec.ETag = object.ETag
+	return err
+}
+
+// distrust reads a file all the same: what is sent is what the manifest says,
+// whatever journal and view thought.
+func (t *transfer) distrust(ctx context.Context, it *item) error {
+	known := it.rec.Parts
+	it.touched, it.trusted = nil, false
+	if err := t.hash(ctx, it); err != nil {
+		return err
+	}
+	if !slices.Equal(it.rec.Parts, known) {
+		t.log.Warn("a file that nothing was known to have written to has changed", "path", it.rec.Path)
+	}
+	return nil
+}
+
+// distrustPart does so for a part.
+func (t *transfer) distrustPart(ctx context.Context, f io.ReaderAt, it *item, i int) error {
+	sum, err := it.hashPart(ctx, f, i)
+	if err == nil && sum != it.rec.Parts[i] {
+		t.log.Warn("a part that nothing was known to have written to has changed", "path", it.rec.Path, "part", i)
+		it.rec.Parts[i] = sum
+	}
 	return err
 }
 
@@ -130,6 +150,11 @@ func (t *transfer) multipart(ctx context.Context, key string, f io.ReaderAt, it 
 				return err
 			}
 		}
+		if it.kept != nil && it.kept[i] {
+			if err := t.distrustPart(ctx, f, it, i); err != nil {
+				return err
+			}
+		}
 		if err := up.PutPart(ctx, i+1, f, off, length); err != nil {
 			return err
 		}
@@ -144,12 +169,7 @@ func (t *transfer) multipart(ctx context.Context, key string, f io.ReaderAt, it 
 
 // hasPart reports whether the previous object holds part i at the same place.
 func (it *item) hasPart(i int) bool {
-	if it.source.Key == "" || it.base.PartSize != it.rec.PartSize || i >= len(it.base.Parts) {
-		return false
-	}
-	_, now := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
-	_, then := tree.PartRange(it.base.Size, it.base.PartSize, i)
-	return now == then && it.base.Parts[i] == it.rec.Parts[i]
+	return it.source.Key != "" && it.basePart(i) && it.base.Parts[i] == it.rec.Parts[i]
 }
 
 // tolerate returns nil for an error of a copy after which sending the bytes is

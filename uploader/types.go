@@ -27,6 +27,17 @@ type verifier interface {
 	Verify(ctx context.Context) error
 }
 
+// tracker is a View that knows which parts of its files may have changed since the
+// cut of the last snapshot that it was told was acknowledged: the others need not be
+// read. What it does not know for sure it does not claim to.
+type tracker interface {
+	// Touched returns, for a file, which ranges may differ from what it held at the
+	// cut numbered since; known is false if that is not known.
+	Touched(path string, since uint64) (touched func(off, length int64) bool, known bool)
+	// Acknowledged says that the journal's base is this view from now on.
+	Acknowledged()
+}
+
 // CheckFunc looks whether what a view holds is whole, and says what is not, file by
 // file. It need not look where changed is false for all files of a database, present
 // or gone: they are as in the previous snapshot. An error says nothing about the

@@ -75,6 +75,7 @@ type Uploader struct {
 	newest   *history.Manifest  // what head.Newest names, where it is known
 	unacked  *journal.Published // what step 6 was asked to publish and step 7 was not told of
 	suspect  bool               // the last view that was checked failed: the next is checked before anything is sent
+	based    basedOn            // the cut that the journal's base is of, as far as its view was told
 
 	mu       sync.Mutex // guards what follows
 	joinable *attempt   // the next to cut; nil: there is none
@@ -82,6 +83,12 @@ type Uploader struct {
 	lastCut  time.Time  // of the last snapshot
 	retryAt  time.Time  // when Run tries again after a failure
 	status   Status     // but what Status computes
+}
+
+// basedOn is the cut of a snapshot that was acknowledged.
+type basedOn struct {
+	id  string
+	cut uint64
 }
 
 // attempt is one snapshot that callers wait for.
