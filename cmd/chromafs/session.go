@@ -58,7 +58,9 @@ type session struct {
 // 2, 1.7 with 4, 1.55 with 8 and no less with 16).
 const processors = 8
 
-// useProcessors sees to that, unless the environment says otherwise.
+// useProcessors sees to that, unless the environment says otherwise. It comes after
+// mounting: as many goroutines read requests as there were processors then, and when
+// a burst of them is spread over many threads, each has to be woken.
 func useProcessors() {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < processors {
 		runtime.GOMAXPROCS(processors)
@@ -93,7 +95,6 @@ func (s *session) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	useProcessors()
 	s.fs, err = fusefs.Mount(ctx, fusefs.Options{
 		Dir: s.local.dir, Mountpoint: s.place.mountpoint, Recorder: s.local.journal,
 		AllowOther: s.options.allowOther, FirstCut: s.local.journal.State().Cut + 1, Key: s.local.dir.Key(),
@@ -102,6 +103,7 @@ func (s *session) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	useProcessors()
 	folders := control.OwnFolders(os.Geteuid(), s.env.getenv)
 	if s.server, err = control.ListenFirst(folders, s.local.dir.Key(), handler{s}, s.env.log); err != nil {
 		return err
