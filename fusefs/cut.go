@@ -54,6 +54,7 @@ func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.gate.recent.Store(0)
 	rec := s.views.record()
 	defer s.views.endRecord(rec)
 	if err := rec.walk(ctx); err != nil {

@@ -13,6 +13,7 @@ import (
 type gate struct {
 	mu      sync.RWMutex
 	longest atomic.Int64 // nanoseconds that a mutation waited at most
+	recent  atomic.Int64 // the same, since the last cut began
 }
 
 func newGate() *gate { return &gate{} }
@@ -34,10 +35,9 @@ func (g *gate) hold()    { g.mu.Lock() }
 func (g *gate) release() { g.mu.Unlock() }
 
 func (g *gate) note(d time.Duration) {
-	for {
-		old := g.longest.Load()
-		if int64(d) <= old || g.longest.CompareAndSwap(old, int64(d)) {
-			return
+	for _, longest := range []*atomic.Int64{&g.longest, &g.recent} {
+		for old := longest.Load(); int64(d) > old && !longest.CompareAndSwap(old, int64(d)); {
+			old = longest.Load()
 		}
 	}
 }

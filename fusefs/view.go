@@ -214,6 +214,7 @@ func (v *View) Close() error {
 	if done {
 		return nil
 	}
+	v.s.log.Debug("a cut's view is closed", "number", v.number, "longest_wait", time.Duration(v.s.gate.recent.Load()), "saved_bytes", v.scratch.Load())
 	v.s.views.active.CompareAndSwap(v, nil)
 	v.free()
 	v.s.views.yield()

@@ -3,7 +3,6 @@
 package bench
 
 import (
-	"bufio"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -39,14 +38,15 @@ var datasets = []dataset{
 // creates and unlinks files, and another commits SQLite transactions.
 //
 // "held" is by the daemon's own clock, from the moment that the gate closes for
-// new mutations until it opens. The others are by the applications' clock: how long
-// the slowest call took that was under way at a cut, and how long calls take when
-// there is none.
+// new mutations until it opens, and "waited" the longest that a request stood before
+// it. The others are by the applications' clock: how long the slowest call took that
+// was under way at a cut, and, since a slow call is the likelier to be under way at
+// any instant, at instants half-way between two cuts.
 func TestCut(t *testing.T) {
 	cuts := number(t, "CHROMAFS_BENCH_ROUNDS", 100)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
-	fmt.Fprintln(w, "| data\t| held, p50 / p99 / max\t| write+fsync at a cut, p50 / p99\t| otherwise\t| create+unlink at a cut\t| otherwise\t| SQLite commit at a cut\t| otherwise\t|")
-	fmt.Fprintln(w, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|")
+	fmt.Fprintln(w, "| data\t| held, p50 / p99 / max\t| waited\t| write+fsync at a cut, p50 / p99\t| between\t| create+unlink at a cut\t| between\t| SQLite commit at a cut\t| between\t|")
+	fmt.Fprintln(w, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|---\t|")
 	for _, d := range datasets {
 		t.Run(d.name, func(t *testing.T) { measureCuts(t, w, d, cuts) })
 	}
@@ -70,11 +70,16 @@ func measureCuts(t *testing.T, w *tabwriter.Writer, d dataset, cuts int) {
 	loads := []*cutLoad{startCutLoad(t, "sync", point), startCutLoad(t, "create", point), startCutLoad(t, "commit", point)}
 	time.Sleep(time.Second) // calls that meet no cut
 	held := takeCuts(t, m, cuts)
-	fmt.Fprintf(w, "| %s\t| %.2f / %.2f / %.2f ms", d.name, ms(quantile(held.durations, 0.5)), ms(quantile(held.durations, 0.99)), ms(quantile(held.durations, 1)))
+	fmt.Fprintf(w, "| %s", d.name)
+	for _, times := range [][]time.Duration{held.durations, held.waits} {
+		fmt.Fprintf(w, "\t| %.2f / %.2f / %.2f ms", ms(quantile(times, 0.5)), ms(quantile(times, 0.99)), ms(quantile(times, 1)))
+	}
 	for _, l := range loads {
-		at, otherwise := l.split(t, held.at)
-		fmt.Fprintf(w, "\t| %.1f / %.1f ms\t| %.1f / %.1f ms", ms(quantile(at, 0.5)), ms(quantile(at, 0.99)),
-			ms(quantile(otherwise, 0.5)), ms(quantile(otherwise, 0.99)))
+		l.stop(t)
+		for _, windows := range [][]window{held.at, between(held.at)} {
+			slowest := l.slowest(t, windows)
+			fmt.Fprintf(w, "\t| %.1f / %.1f ms", ms(quantile(slowest, 0.5)), ms(quantile(slowest, 0.99)))
+		}
 	}
 	fmt.Fprint(w, "\t|\n")
 }
@@ -83,6 +88,7 @@ func measureCuts(t *testing.T, w *tabwriter.Writer, d dataset, cuts int) {
 type cutTimes struct {
 	at        []window
 	durations []time.Duration
+	waits     []time.Duration // the longest of each cut
 }
 
 // window is a stretch of time.
@@ -91,30 +97,41 @@ type window struct{ from, to time.Time }
 // slack is how far the log's time of a cut may be off the gate's.
 const slack = time.Millisecond
 
+// between returns windows as long as the given ones, half-way to the next.
+func between(windows []window) (shifted []window) {
+	for i, w := range windows[:len(windows)-1] {
+		by := windows[i+1].from.Sub(w.from) / 2
+		shifted = append(shifted, window{w.from.Add(by), w.to.Add(by)})
+	}
+	return shifted
+}
+
 // takeCuts takes snapshots and reads in the daemon's log when their cuts were.
 func takeCuts(t *testing.T, m *harness.Mount, n int) (c cutTimes) {
-	already := strings.Count(m.Log(), `"msg":"cut"`)
+	already := len(m.Log())
 	for range n {
 		m.Snapshot()
 	}
-	lines := bufio.NewScanner(strings.NewReader(m.Log()))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
+	for text := range strings.Lines(m.Log()[already:]) {
 		var line struct {
 			Time time.Time     `json:"time"`
 			Msg  string        `json:"msg"`
 			Held time.Duration `json:"held"`
+			Wait time.Duration `json:"longest_wait"`
 		}
-		if json.Unmarshal(lines.Bytes(), &line) != nil || line.Msg != "cut" {
-			continue
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			continue // not of the log
 		}
-		if already--; already < 0 {
+		switch line.Msg {
+		case "cut":
 			c.at = append(c.at, window{line.Time.Add(-line.Held - slack), line.Time.Add(slack)})
 			c.durations = append(c.durations, line.Held)
+		case "a cut's view is closed":
+			c.waits = append(c.waits, line.Wait)
 		}
 	}
-	if len(c.at) < n {
-		t.Fatalf("the log tells of %d cuts, want %d", len(c.at), n)
+	if len(c.at) < n || len(c.waits) < n {
+		t.Fatalf("the log tells of %d cuts and %d views, want %d", len(c.at), len(c.waits), n)
 	}
 	return c
 }
@@ -135,16 +152,19 @@ func startCutLoad(t *testing.T, kind, point string) *cutLoad {
 	return l
 }
 
-// split stops the load and returns the slowest call of each cut, and all calls that
-// met none.
-func (l *cutLoad) split(t *testing.T, cuts []window) (at, otherwise []time.Duration) {
+// stop ends the load.
+func (l *cutLoad) stop(t *testing.T) {
 	if err := l.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.cmd.Wait(); err != nil {
 		t.Fatalf("a load ended with: %v", err)
 	}
-	slowest := make([]time.Duration, len(cuts))
+}
+
+// slowest returns the slowest call of each window that met any.
+func (l *cutLoad) slowest(t *testing.T, windows []window) (met []time.Duration) {
+	slowest := make([]time.Duration, len(windows))
 	i := 0
 	for line := range strings.Lines(l.out.String()) {
 		var from, took int64
@@ -153,22 +173,20 @@ func (l *cutLoad) split(t *testing.T, cuts []window) (at, otherwise []time.Durat
 		}
 		begin := time.Unix(0, from)
 		end := begin.Add(time.Duration(took))
-		for i < len(cuts) && cuts[i].to.Before(begin) {
+		for i < len(windows) && windows[i].to.Before(begin) {
 			i++
 		}
-		if i < len(cuts) && cuts[i].from.Before(end) {
-			slowest[i] = max(slowest[i], time.Duration(took))
-		} else {
-			otherwise = append(otherwise, time.Duration(took))
+		for k := i; k < len(windows) && windows[k].from.Before(end); k++ {
+			slowest[k] = max(slowest[k], time.Duration(took))
 		}
 	}
 	for _, d := range slowest {
 		if d > 0 {
-			at = append(at, d)
+			met = append(met, d)
 		}
 	}
-	if len(at) == 0 || len(otherwise) == 0 {
-		t.Fatalf("%d cuts met a call, %d calls met none", len(at), len(otherwise))
+	if len(met) == 0 {
+		t.Fatal("no call met any window")
 	}
-	return at, otherwise
+	return met
 }
