@@ -374,6 +374,26 @@ func TestCutNumbersAndTurns(t *testing.T) {
 	eventually(t, "no descriptor is left", func() bool { return openDescriptors(t) <= before })
 }
 
+// S1: a folder that is removed while a cut lists the tree is not in it, and no error.
+func TestFolderRemovedDuringACut(t *testing.T) {
+	fx := mounted(t)
+	for _, name := range []string{"gone", "kept/gone"} {
+		must(t, os.MkdirAll(in(fx.mnt, name), 0o755))
+	}
+	rec := fx.fs.fsys.views.record()
+	defer fx.fs.fsys.views.endRecord(rec)
+	must(t, rec.walk(context.Background()))
+	for _, name := range []string{"gone", "kept/gone"} {
+		must(t, os.Remove(in(fx.mnt, name)))
+	}
+	must(t, rec.refresh())
+	v := newView(fx.fs.fsys)
+	v.assemble(rec)
+	if got := v.Entries(); len(got) != 1 || got[0].Path != "kept" {
+		t.Errorf("the view holds %v", got)
+	}
+}
+
 // The lost+found of a volume's root belongs to mkfs: a restore elsewhere must not
 // bring it along. One below a folder is an application's.
 func TestViewLeavesLostAndFoundOut(t *testing.T) {
