@@ -8,36 +8,44 @@ import (
 
 // model makes random steps on a small set of names, so that they collide. One of
 // them makes its folder a segment, whose changes go to an undo log too.
-type model struct{ rnd *rand.Rand }
+type model struct {
+	rnd         *rand.Rand
+	paths       []string
+	sizes, offs []int64
+	modes       []int
+	groups      []func(model) step
+}
+
+// newModel makes every kind of step.
+func newModel(seed uint64) model {
+	return model{
+		rnd: rand.New(rand.NewPCG(seed, 1)),
+		paths: []string{"a", "b", "c", "d", "e/a", "e/b", "e/f", "e/f/a", "e/f/b", "g", "g/a", "g/h", "g/h/a", "g/" + pickleName,
+			"no/such", "n*255", "n*256"},
+		sizes: []int64{1, 3, 100, 4095, 4096, 4097, 8192, 70_000, 300_000},
+		offs:  []int64{0, 1, 100, 4096, 5000, 8192, 65_536, 100_000, 1 << 20},
+		modes: []int{0o644, 0o755, 0o600, 0o000, 0o200, 0o4755, 0o2755, 0o6755, 0o1777},
+		groups: []func(model) step{model.namespace, model.namespace, model.descriptor, model.descriptor, model.descriptor,
+			model.attributes, model.look, model.mapping, model.cut},
+	}
+}
 
 func pick[T any](m model, from ...T) T { return from[m.rnd.IntN(len(from))] }
 
-func (m model) path() string {
-	return pick(m, "a", "b", "c", "d", "e/a", "e/b", "e/f", "e/f/a", "e/f/b", "g", "g/a", "g/h", "g/h/a", "g/"+pickleName,
-		"no/such", "n*255", "n*256")
-}
-
+func (m model) path() string   { return pick(m, m.paths...) }
+func (m model) size() int64    { return pick(m, m.sizes...) }
+func (m model) off() int64     { return pick(m, m.offs...) }
+func (m model) mode() int      { return pick(m, m.modes...) }
 func (m model) letter() string { return string(rune('A' + m.rnd.IntN(26))) }
 
-func (m model) size() int64 {
-	return pick[int64](m, 1, 3, 100, 4095, 4096, 4097, 8192, 70_000, 300_000)
-}
-
-func (m model) off() int64 {
-	return pick[int64](m, 0, 1, 100, 4096, 5000, 8192, 65_536, 100_000, 1<<20)
-}
-
 // step picks the next operation.
-func (m model) step() step {
-	return pick(m, m.namespace, m.namespace, m.descriptor, m.descriptor, m.descriptor, m.attributes, m.look, m.mapping, m.cut)()
-}
+func (m model) step() step { return pick(m, m.groups...)(m) }
 
 func (m model) namespace() step {
 	p, q := m.path(), m.path()
-	mode := pick(m, 0o644, 0o755, 0o600, 0o000, 0o4755, 0o2755)
 	switch m.rnd.IntN(9) {
 	case 0:
-		return newStep("mkdir", p, mode|0o700)
+		return newStep("mkdir", p, m.mode()|0o700)
 	case 1:
 		return newStep("rmdir", p)
 	case 2:
@@ -47,9 +55,9 @@ func (m model) namespace() step {
 	case 4:
 		return newStep("symlink", q, p)
 	case 5:
-		return newStep("mkfifo", p, mode)
+		return newStep("mkfifo", p, m.mode())
 	case 6:
-		return newStep("mknod", p, mode)
+		return newStep("mknod", p, m.mode())
 	default:
 		return newStep("rename", p, q, pick(m, 0, 0, 0, unix.RENAME_NOREPLACE, unix.RENAME_EXCHANGE))
 	}
@@ -61,7 +69,7 @@ func (m model) descriptor() step {
 	case 0, 1, 2:
 		flags := pick(m, unix.O_RDONLY, unix.O_WRONLY, unix.O_RDWR, unix.O_WRONLY|unix.O_APPEND, unix.O_RDWR|unix.O_TRUNC,
 			unix.O_RDONLY|unix.O_TRUNC, unix.O_RDWR|unix.O_EXCL) | pick(m, 0, unix.O_CREAT, unix.O_CREAT, unix.O_NOFOLLOW)
-		return newStep("open", i, m.path(), flags, pick(m, 0o644, 0o600, 0o200, 0o000, 0o6755))
+		return newStep("open", i, m.path(), flags, m.mode())
 	case 3:
 		return newStep("write", i, m.size(), m.letter())
 	case 4, 5:
@@ -88,7 +96,7 @@ func (m model) attributes() step {
 	p, off := m.path(), m.off()
 	switch m.rnd.IntN(5) {
 	case 0:
-		return newStep("chmod", p, pick(m, 0o644, 0o000, 0o4755, 0o2711, 0o1777))
+		return newStep("chmod", p, m.mode())
 	case 1:
 		return newStep("lchown", p, pick(m, -1, 0, 1000, 65534))
 	case 2:

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -336,7 +335,7 @@ func TestModel(t *testing.T) {
 	for range 4 {
 		seed := modelSeed(t)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			m := model{rand.New(rand.NewPCG(seed, 1))}
+			m := newModel(seed)
 			list := make([]step, steps)
 			for i := range list {
 				list[i] = m.step()
