@@ -88,7 +88,7 @@ func (b *busyTracker) after(m *mutation, errno syscall.Errno) {
 	if errno != 0 && m.kind != mutateWrite {
 		return
 	}
-	counts := m.kind != mutateAttr
+	counts := m.kind != mutateAttr // see attributesSet
 	switch m.kind {
 	case mutateWrite, mutateTruncate, mutateAllocate, mutateCopy:
 		counts = b.contentLocked(m)
@@ -111,6 +111,14 @@ func (b *busyTracker) after(m *mutation, errno syscall.Errno) {
 	if counts {
 		b.changes++
 	}
+}
+
+// attributesSet is told, inside the gate, that an application set a mode, an owner or
+// times: a view that shows that shows what was written before.
+func (b *busyTracker) attributesSet() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changes++
 }
 
 // contentLocked handles a change of a file's bytes and reports whether a cut may

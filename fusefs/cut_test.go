@@ -374,6 +374,26 @@ func TestCutNumbersAndTurns(t *testing.T) {
 	eventually(t, "no descriptor is left", func() bool { return openDescriptors(t) <= before })
 }
 
+// S1: a mode, an owner or times that an application sets are no part of a view that
+// lacks what was written before: a cut may not fall between its push and them.
+func TestSetAttributesCount(t *testing.T) {
+	fx := mounted(t)
+	p := in(fx.mnt, "f")
+	must(t, os.WriteFile(p, []byte("1"), 0o644))
+	times := []unix.Timespec{{Sec: 1}, {Sec: 2}}
+	for what, set := range map[string]func() error{
+		"chmod":   func() error { return unix.Chmod(p, 0o600) },
+		"chown":   func() error { return unix.Lchown(p, 7, 7) },
+		"utimens": func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, p, times, 0) },
+	} {
+		before := fx.fs.fsys.busy.look().changes
+		must(t, set())
+		if fx.fs.fsys.busy.look().changes == before {
+			t.Errorf("%s does not count", what)
+		}
+	}
+}
+
 // S1: a folder that is removed while a cut lists the tree is not in it, and no error.
 func TestFolderRemovedDuringACut(t *testing.T) {
 	fx := mounted(t)

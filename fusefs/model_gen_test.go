@@ -92,6 +92,23 @@ func (m model) descriptor() step {
 	}
 }
 
+// writing makes steps that change content more often than not.
+func (m model) writing() step {
+	i := m.rnd.IntN(2)
+	switch m.rnd.IntN(8) {
+	case 0:
+		return newStep("open", i, m.path(), unix.O_RDWR|unix.O_CREAT, m.mode())
+	case 1:
+		return newStep("open", i, m.path(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND, m.mode())
+	case 2, 3:
+		return newStep("write", i, m.size(), m.letter())
+	case 4:
+		return newStep("ftruncate", i, m.off())
+	default:
+		return newStep("pwrite", i, m.size(), m.letter(), m.off())
+	}
+}
+
 func (m model) attributes() step {
 	p, off := m.path(), m.off()
 	switch m.rnd.IntN(5) {
