@@ -11,15 +11,16 @@ import (
 	"github.com/chromafs/chromafs/internal/failpoint"
 )
 
-// This file is all that fusefs knows of databases: when one is in the middle of
-// something that a snapshot should not cut through.
+// This file, and superjournal.go, is all that fusefs knows of databases: when one is
+// in the middle of something that a snapshot should not cut through.
 //
 // A SQLite database in a rollback-journal mode is busy while its journal is hot:
 // it has a header, and was synced or the database was written since it began,
-// until it is unlinked, truncated or its header zeroed. A journal that no process
-// has open any more is no reason to wait: nothing will change until somebody opens
-// the database and rolls it back. In WAL mode the frames carry their own
-// consistency.
+// until it is unlinked, truncated or its header zeroed. If no process has the database
+// open for writing any more, that is no reason to wait: nothing will change until
+// somebody opens it and rolls it back. (SQLite closes a journal before it unlinks it:
+// of several databases in one transaction, some are committed then and some not.) In
+// WAL mode the frames carry their own consistency.
 //
 // A segment folder of ChromaDB, which is one that holds a pickle, is busy from a
 // create, write or truncate of any of its files until the pickle is flushed. If
@@ -336,7 +337,7 @@ func (b *busyTracker) released(n *inode, writable bool) {
 			g.busy, g.torn = false, true
 		}
 	}
-	b.relaxedLocked() // a hot journal may have lost its writer
+	b.relaxedLocked() // a hot journal may have lost its last writer
 }
 
 func (b *busyTracker) relaxedLocked() {
@@ -359,7 +360,7 @@ func (b *busyTracker) look() rest {
 	defer b.mu.Unlock()
 	r := rest{changes: b.changes, relaxed: b.relaxed}
 	for key, j := range b.journals {
-		if j.hot() && b.s.hasWriter(key.dir, key.name+journalSuffix) {
+		if j.hot() && b.s.hasWriter(key.dir, key.name) {
 			r.hot++
 		}
 	}
