@@ -170,6 +170,7 @@ type fixture struct {
 	dir, mnt string
 	fs       *FS
 	rec      *markRecorder
+	released bool // see wantReleased
 }
 
 // mounted mounts a new directory for the length of a test.

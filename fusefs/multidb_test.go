@@ -34,13 +34,24 @@ func sqliteOpen(t testing.TB, fx *fixture, db string) *sqliteConn {
 	out, err := c.cmd.StdoutPipe()
 	must(t, err)
 	c.out = bufio.NewScanner(out)
+	fx.wantReleased(t)
 	must(t, c.cmd.Start())
 	t.Cleanup(func() {
 		_ = c.cmd.Process.Kill() // it may be gone
 		_ = c.cmd.Wait()
-		eventually(t, "sqlite3's files are released", func() bool { return fx.fs.Info().OpenForWrite == 0 })
 	})
 	return c
+}
+
+// wantReleased has the end of the test wait until no process has a file open for
+// writing, once those that are killed later on are.
+func (fx *fixture) wantReleased(t testing.TB) {
+	if !fx.released {
+		fx.released = true
+		t.Cleanup(func() {
+			eventually(t, "files are released", func() bool { return fx.fs.Info().OpenForWrite == 0 })
+		})
+	}
 }
 
 // run has statements executed and returns what they print; an error once the program
