@@ -20,7 +20,7 @@ import (
 // open for writing any more, that is no reason to wait: nothing will change until
 // somebody opens it and rolls it back. (SQLite closes a journal before it unlinks it:
 // of several databases in one transaction, some are committed then and some not.) In
-// WAL mode the frames carry their own consistency.
+// WAL mode no moment is bad: the frames carry their own consistency.
 //
 // A segment folder of ChromaDB, which is one that holds a pickle, is busy from a
 // create, write or truncate of any of its files until the pickle is flushed. If
@@ -30,7 +30,6 @@ import (
 const (
 	pickleName    = "index_metadata.pickle"
 	journalSuffix = "-journal"
-	walSuffix     = "-wal"
 	shmSuffix     = "-shm"
 	journalMagic  = "\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 )
@@ -155,11 +154,8 @@ func (b *busyTracker) nameLocked(m *mutation, l link) (counts bool) {
 		// While the database is untouched a view leaves its journal out.
 		return written
 	}
-	switch {
-	case strings.HasSuffix(l.name, shmSuffix):
+	if strings.HasSuffix(l.name, shmSuffix) {
 		return false // rebuilt from the log at the next start
-	case strings.HasSuffix(l.name, walSuffix) && m.kind == mutateWrite && m.off > 0:
-		return false // a chain of checksums: what is missing ends it
 	}
 	if j := b.journalLocked(l.dir, l.name); j.exists {
 		j.dbWritten = true
