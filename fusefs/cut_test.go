@@ -3,7 +3,6 @@ package fusefs
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -84,80 +83,6 @@ func cutOnce(t *testing.T, fx *fixture, f func(v *View)) {
 	must(t, err)
 	f(v)
 	must(t, v.Close())
-}
-
-// pairAt is where childPairs writes: not at the header of a write-ahead log.
-const pairAt = 8192
-
-// childPairs writes a number to the file args[1] in args[0], then to args[2], without
-// syncing, for ever.
-func childPairs(args []string) error {
-	var files []*os.File
-	for _, name := range args[1:] {
-		f, err := os.OpenFile(filepath.Join(args[0], name), os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return err
-		}
-		files = append(files, f)
-	}
-	buf := make([]byte, 8)
-	for i := uint64(1); ; i++ {
-		binary.LittleEndian.PutUint64(buf, i)
-		for _, f := range files {
-			if _, err := f.WriteAt(buf, pairAt); err != nil {
-				return err
-			}
-		}
-		if i%300 == 0 {
-			time.Sleep(time.Millisecond)
-		}
-	}
-}
-
-// S1: of two files written A, then B, without any sync, no view has B newer than A;
-// nor if B is a write-ahead log, whose transactions follow what they tell of.
-func TestViewNeverShowsTheSecondWriteWithoutTheFirst(t *testing.T) {
-	for _, second := range []string{"b", "b-wal"} {
-		t.Run(second, func(t *testing.T) { cutPairs(t, "a", second) })
-	}
-}
-
-func cutPairs(t *testing.T, first, second string) {
-	fx := mounted(t)
-	fx.requireWriteback(t)
-	start(t, "pairs", fx.mnt, first, second)
-	eventually(t, "both files are written", func() bool {
-		st, err := os.Stat(in(fx.mnt, second))
-		return err == nil && st.Size() > 0
-	})
-	newest, crash := uint64(0), 0
-	for range 80 {
-		time.Sleep(rand.N(2 * time.Millisecond)) // ask anywhere between two pauses
-		cutOnce(t, fx, func(v *View) {
-			var value [2]uint64
-			for i, name := range []string{first, second} {
-				r, err := v.Open(name)
-				must(t, err)
-				buf := make([]byte, 8)
-				if n, err := r.ReadAt(buf, pairAt); err != nil && n != 0 {
-					t.Fatal(err)
-				}
-				value[i] = binary.LittleEndian.Uint64(buf)
-				must(t, r.Close())
-			}
-			if value[1] > value[0] {
-				t.Errorf("cut %d (%s): %s is %d and %s is %d", v.Number(), v.Consistency(), second, value[1], first, value[0])
-			}
-			if v.Consistency() != quiescent {
-				crash++
-			}
-			newest = max(newest, value[0])
-		})
-	}
-	if newest == 0 {
-		t.Error("no view saw any write")
-	}
-	t.Logf("%d cuts of 80 were not quiescent; %+v", crash, fx.fs.CutStats())
 }
 
 // S1: everything written before the cut was asked for is in it, also what the
