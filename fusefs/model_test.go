@@ -136,6 +136,9 @@ func sameFile(v *View, path string, want []byte) error {
 	if n, err := r.ReadAt(got, 0); n < len(got) {
 		return fmt.Errorf("%d of %d bytes: %w", n, len(got), err)
 	}
+	if bytes.Equal(got, want) {
+		return nil
+	}
 	for i := range got {
 		if got[i] != want[i] {
 			return fmt.Errorf("%.40s: byte %d of %d is %q, in the copy %q", path, i, len(want), got[i], want[i])
