@@ -11,15 +11,16 @@ import (
 	"github.com/chromafs/chromafs/internal/failpoint"
 )
 
-// This file is all that fusefs knows of databases: when one is in the middle of
-// something that a snapshot should not cut through.
+// This file, and superjournal.go, is all that fusefs knows of databases: when one is
+// in the middle of something that a snapshot should not cut through.
 //
 // A SQLite database in a rollback-journal mode is busy while its journal is hot:
 // it has a header, and was synced or the database was written since it began,
-// until it is unlinked, truncated or its header zeroed. A journal that no process
-// has open any more is no reason to wait: nothing will change until somebody opens
-// the database and rolls it back. In WAL mode the frames carry their own
-// consistency.
+// until it is unlinked, truncated or its header zeroed. If no process has the database
+// open for writing any more, that is no reason to wait: nothing will change until
+// somebody opens it and rolls it back. (SQLite closes a journal before it unlinks it:
+// of several databases in one transaction, some are committed then and some not.) In
+// WAL mode no moment is bad: the frames carry their own consistency.
 //
 // A segment folder of ChromaDB, which is one that holds a pickle, is busy from a
 // create, write or truncate of any of its files until the pickle is flushed. If
@@ -29,7 +30,6 @@ import (
 const (
 	pickleName    = "index_metadata.pickle"
 	journalSuffix = "-journal"
-	walSuffix     = "-wal"
 	shmSuffix     = "-shm"
 	journalMagic  = "\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 )
@@ -88,7 +88,7 @@ func (b *busyTracker) after(m *mutation, errno syscall.Errno) {
 	if errno != 0 && m.kind != mutateWrite {
 		return
 	}
-	counts := m.kind != mutateAttr
+	counts := m.kind != mutateAttr // see attributesSet
 	switch m.kind {
 	case mutateWrite, mutateTruncate, mutateAllocate, mutateCopy:
 		counts = b.contentLocked(m)
@@ -112,6 +112,14 @@ func (b *busyTracker) after(m *mutation, errno syscall.Errno) {
 	if counts {
 		b.changes++
 	}
+}
+
+// attributesSet is told, inside the gate, that an application set a mode, an owner or
+// times: a view that shows that shows what was written before.
+func (b *busyTracker) attributesSet() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changes++
 }
 
 // contentLocked handles a change of a file's bytes and reports whether a cut may
@@ -147,11 +155,8 @@ func (b *busyTracker) nameLocked(m *mutation, l link) (counts bool) {
 		// While the database is untouched a view leaves its journal out.
 		return written
 	}
-	switch {
-	case strings.HasSuffix(l.name, shmSuffix):
+	if strings.HasSuffix(l.name, shmSuffix) {
 		return false // rebuilt from the log at the next start
-	case strings.HasSuffix(l.name, walSuffix) && m.kind == mutateWrite && m.off > 0:
-		return false // a chain of checksums: what is missing ends it
 	}
 	if j := b.journalLocked(l.dir, l.name); j.exists {
 		j.dbWritten = true
@@ -333,7 +338,7 @@ func (b *busyTracker) released(n *inode, writable bool) {
 			g.busy, g.torn = false, true
 		}
 	}
-	b.relaxedLocked() // a hot journal may have lost its writer
+	b.relaxedLocked() // a hot journal may have lost its last writer
 }
 
 func (b *busyTracker) relaxedLocked() {
@@ -356,7 +361,7 @@ func (b *busyTracker) look() rest {
 	defer b.mu.Unlock()
 	r := rest{changes: b.changes, relaxed: b.relaxed}
 	for key, j := range b.journals {
-		if j.hot() && b.s.hasWriter(key.dir, key.name+journalSuffix) {
+		if j.hot() && b.s.hasWriter(key.dir, key.name) {
 			r.hot++
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -23,66 +22,6 @@ func sqliteRun(t *testing.T, db, sql string) string {
 		t.Fatalf("sqlite3: %v: %s", err, out)
 	}
 	return strings.TrimSpace(string(out))
-}
-
-// sqliteWriter adds rows 1, 2, 3… for ever, some in one transaction.
-const sqliteWriter = `
-while :; do
-  echo "BEGIN; INSERT INTO rows(pad) VALUES (randomblob(300)); INSERT INTO rows(pad) SELECT randomblob(200) FROM rows LIMIT 20; UPDATE rows SET pad = randomblob(250) WHERE id % 7 = abs(random()) % 7; COMMIT;"
-done | sqlite3 -batch -cmd ".timeout 10000" -cmd "PRAGMA synchronous=$2; PRAGMA cache_size=20;" "$1" >/dev/null`
-
-// S1: every view of a database that is written all the time passes SQLite's own
-// check, has rows without a gap, and is quiescent.
-func TestViewsOfABusyDatabase(t *testing.T) {
-	for _, c := range []struct{ journal, synchronous string }{
-		{"DELETE", "FULL"}, {"DELETE", "OFF"}, {"TRUNCATE", "NORMAL"}, {"PERSIST", "FULL"}, {"WAL", "NORMAL"},
-	} {
-		t.Run(c.journal+"/"+c.synchronous, func(t *testing.T) {
-			fx := mounted(t)
-			db := in(fx.mnt, "chroma.sqlite3")
-			sqliteRun(t, db, "PRAGMA journal_mode="+c.journal+"; CREATE TABLE rows(id INTEGER PRIMARY KEY AUTOINCREMENT, pad BLOB);")
-			cmd := exec.Command("sh", "-c", "PRAGMA="+c.journal+"; "+sqliteWriter, "writer", db, c.synchronous)
-			if c.journal != "WAL" { // a property of the connection, not of the file
-				cmd.Args[2] = strings.Replace(cmd.Args[2], "PRAGMA synchronous", "PRAGMA journal_mode="+c.journal+"; PRAGMA synchronous", 1)
-			}
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-			must(t, cmd.Start())
-			t.Cleanup(func() {
-				syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-				cmd.Wait()
-				eventually(t, "the writer is gone", func() bool { return fx.fs.Info().OpenFiles == 0 })
-			})
-			eventually(t, "the writer writes", func() bool { return sqliteRun(t, db, "SELECT count(*) > 40 FROM rows") == "1" })
-			last, crash, worst := 0, 0, time.Duration(0)
-			const cuts = 50
-			for range cuts {
-				cutOnce(t, fx, func(v *View) {
-					to := t.TempDir()
-					copyView(t, v, to)
-					got := sqliteRun(t, filepath.Join(to, "chroma.sqlite3"), "PRAGMA integrity_check; SELECT count(*), max(id) FROM rows;")
-					var count, top int
-					if _, err := fmt.Sscanf(strings.ReplaceAll(got, "|", " "), "ok\n%d %d", &count, &top); err != nil || count != top {
-						t.Errorf("cut %d (%s): %q", v.Number(), v.Consistency(), got)
-					}
-					if count < last {
-						t.Errorf("cut %d has %d rows, one before had %d", v.Number(), count, last)
-					}
-					last = count
-					if v.Consistency() != quiescent {
-						crash++
-					}
-				})
-				worst = max(worst, fx.fs.CutStats().LastWait)
-			}
-			if last < 60 {
-				t.Errorf("the writer made only %d rows", last)
-			}
-			if crash > 0 {
-				t.Errorf("%d of %d cuts were not quiescent", crash, cuts)
-			}
-			t.Logf("%d rows; longest wait of a cut %s; %+v", last, worst, fx.fs.CutStats())
-		})
-	}
 }
 
 // persistFiles are the files of a segment that a persist rewrites in place.

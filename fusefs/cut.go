@@ -87,6 +87,9 @@ func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 			return nil, err
 		}
 		v.assemble(rec)
+		if err := v.undecide(); err != nil {
+			v.abandon(err)
+		}
 		s.views.note(held.Sub(started), hold)
 		s.log.Debug("cut", "number", v.number, "consistency", v.consistency, "entries", len(v.entries),
 			"waited", held.Sub(started), "held", hold, "hot", now.hot, "busy", now.busy)

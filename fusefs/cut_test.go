@@ -3,7 +3,6 @@ package fusefs
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -84,68 +83,6 @@ func cutOnce(t *testing.T, fx *fixture, f func(v *View)) {
 	must(t, err)
 	f(v)
 	must(t, v.Close())
-}
-
-// childPairs writes a number to "a", then to "b", without syncing, for ever.
-func childPairs(args []string) error {
-	var files []*os.File
-	for _, name := range []string{"a", "b"} {
-		f, err := os.OpenFile(filepath.Join(args[0], name), os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return err
-		}
-		files = append(files, f)
-	}
-	buf := make([]byte, 8)
-	for i := uint64(1); ; i++ {
-		binary.LittleEndian.PutUint64(buf, i)
-		for _, f := range files {
-			if _, err := f.WriteAt(buf, 0); err != nil {
-				return err
-			}
-		}
-		if i%64 == 0 {
-			time.Sleep(time.Millisecond)
-		}
-	}
-}
-
-// S1: of two files written A, then B, without any sync, no view has B newer than A.
-func TestViewNeverShowsTheSecondWriteWithoutTheFirst(t *testing.T) {
-	fx := mounted(t)
-	fx.requireWriteback(t)
-	start(t, "pairs", fx.mnt)
-	eventually(t, "both files are there", func() bool {
-		_, err := os.Stat(in(fx.mnt, "b"))
-		return err == nil
-	})
-	newest, crash := uint64(0), 0
-	for range 120 {
-		cutOnce(t, fx, func(v *View) {
-			var value [2]uint64
-			for i, name := range []string{"a", "b"} {
-				r, err := v.Open(name)
-				must(t, err)
-				buf := make([]byte, 8)
-				if n, err := r.ReadAt(buf, 0); err != nil && n != 0 {
-					t.Fatal(err)
-				}
-				value[i] = binary.LittleEndian.Uint64(buf)
-				must(t, r.Close())
-			}
-			if value[1] > value[0] {
-				t.Errorf("cut %d (%s): b is %d and a is %d", v.Number(), v.Consistency(), value[1], value[0])
-			}
-			if v.Consistency() != quiescent {
-				crash++
-			}
-			newest = max(newest, value[0])
-		})
-	}
-	if newest == 0 {
-		t.Error("no view saw any write")
-	}
-	t.Logf("%d cuts of 120 were not quiescent; %+v", crash, fx.fs.CutStats())
 }
 
 // S1: everything written before the cut was asked for is in it, also what the
@@ -372,6 +309,46 @@ func TestCutNumbersAndTurns(t *testing.T) {
 		}
 	})
 	eventually(t, "no descriptor is left", func() bool { return openDescriptors(t) <= before })
+}
+
+// S1: a mode, an owner or times that an application sets are no part of a view that
+// lacks what was written before: a cut may not fall between its push and them.
+func TestSetAttributesCount(t *testing.T) {
+	fx := mounted(t)
+	p := in(fx.mnt, "f")
+	must(t, os.WriteFile(p, []byte("1"), 0o644))
+	times := []unix.Timespec{{Sec: 1}, {Sec: 2}}
+	for what, set := range map[string]func() error{
+		"chmod":   func() error { return unix.Chmod(p, 0o600) },
+		"chown":   func() error { return unix.Lchown(p, 7, 7) },
+		"utimens": func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, p, times, 0) },
+	} {
+		before := fx.fs.fsys.busy.look().changes
+		must(t, set())
+		if fx.fs.fsys.busy.look().changes == before {
+			t.Errorf("%s does not count", what)
+		}
+	}
+}
+
+// S1: a folder that is removed while a cut lists the tree is not in it, and no error.
+func TestFolderRemovedDuringACut(t *testing.T) {
+	fx := mounted(t)
+	for _, name := range []string{"gone", "kept/gone"} {
+		must(t, os.MkdirAll(in(fx.mnt, name), 0o755))
+	}
+	rec := fx.fs.fsys.views.record()
+	defer fx.fs.fsys.views.endRecord(rec)
+	must(t, rec.walk(context.Background()))
+	for _, name := range []string{"gone", "kept/gone"} {
+		must(t, os.Remove(in(fx.mnt, name)))
+	}
+	must(t, rec.refresh())
+	v := newView(fx.fs.fsys)
+	v.assemble(rec)
+	if got := v.Entries(); len(got) != 1 || got[0].Path != "kept" {
+		t.Errorf("the view holds %v", got)
+	}
 }
 
 // The lost+found of a volume's root belongs to mkfs: a restore elsewhere must not

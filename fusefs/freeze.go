@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -138,6 +139,9 @@ func (r *recording) list(ctx context.Context, parent int, name string, key inode
 		return nil // another folder has the name by now
 	}
 	names, err := readNames(fd)
+	if errors.Is(err, syscall.ENOENT) {
+		return nil // removed, and nothing can be in it
+	}
 	if err != nil {
 		return fmt.Errorf("list %s: %w", name, err)
 	}

@@ -36,6 +36,7 @@ func children() map[string]func(args []string) error {
 		"churn":   childChurn,
 		"persist": childPersist,
 		"half":    childHalf,
+		"map":     childMap,
 	}
 }
 
@@ -88,10 +89,11 @@ func (u *mountpoints) leaked() (left []string) {
 }
 
 // child returns a command that runs one of children.
-func child(t *testing.T, name string, args ...string) *exec.Cmd {
+func child(t testing.TB, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), childEnv+"="+name)
+	// The race detector would sleep for a second at its end.
+	cmd.Env = append(os.Environ(), childEnv+"="+name, "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	cmd.Dir = "/"
 	return cmd
 }
@@ -168,6 +170,7 @@ type fixture struct {
 	dir, mnt string
 	fs       *FS
 	rec      *markRecorder
+	released bool // see wantReleased
 }
 
 // mounted mounts a new directory for the length of a test.

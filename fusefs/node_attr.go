@@ -77,7 +77,11 @@ func (s *fsys) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Att
 		m.kind, m.length = mutateTruncate, int64(size)
 	}
 	errno := s.mutate(requestContext(cancel, &in.InHeader), &m, func() syscall.Errno {
-		return setAttr(&m, in)
+		errno := setAttr(&m, in)
+		if errno == 0 && !writesTimesBack(in) {
+			s.busy.attributesSet()
+		}
+		return errno
 	})
 	if errno != 0 {
 		return status(errno)
@@ -89,10 +93,14 @@ func (s *fsys) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Att
 // file has them already. It comes after every unlink, link and rename of a file, for
 // the sake of its ctime, which cannot be set.
 func timesStand(n *inode, in *fuse.SetAttrIn) bool {
-	const times = fuse.FATTR_MTIME | fuse.FATTR_CTIME
 	var st unix.Stat_t
-	return in.Valid&^(fuse.FATTR_FH|fuse.FATTR_LOCKOWNER) == times && n.stat(&st) == 0 &&
-		st.Mtim == unix.Timespec{Sec: int64(in.Mtime), Nsec: int64(in.Mtimensec)}
+	return writesTimesBack(in) && n.stat(&st) == 0 && st.Mtim == unix.Timespec{Sec: int64(in.Mtime), Nsec: int64(in.Mtimensec)}
+}
+
+// writesTimesBack reports whether in is the kernel's writing back of times, or an
+// application's setting of the mtime alone, which looks the same.
+func writesTimesBack(in *fuse.SetAttrIn) bool {
+	return in.Valid&^(fuse.FATTR_FH|fuse.FATTR_LOCKOWNER) == fuse.FATTR_MTIME|fuse.FATTR_CTIME
 }
 
 // setAttr applies a SETATTR to the backing file: the size first, and the owner

@@ -174,7 +174,8 @@ func (v *View) Created() time.Time { return v.created }
 // if a persist or unwritten data was cut through.
 func (v *View) Consistency() string { return v.consistency }
 
-// Entries lists the view, sorted by path. The slice belongs to the caller.
+// Entries lists the view, sorted by path. The slice belongs to the caller. A file
+// ends where its entry says.
 func (v *View) Entries() []tree.Entry { return append([]tree.Entry(nil), v.entries...) }
 
 // Open opens a file of the view.
