@@ -33,16 +33,20 @@ func newMachine(t *testing.T) *machine {
 }
 
 // failing are options with failpoints. Each mount takes itself for one of another run
-// of the machine than the mounts before. CHROMAFS_TEST_WITHOUT names mechanisms to
-// leave out, to see a test fail without them.
+// of the machine than the mounts before.
 func (m *machine) failing(failpoints ...string) harness.Options {
 	o := m.options("--interval", "2s", "--settle", "100ms")
-	failpoints = append(failpoints, "fusefs/same-boot=off")
+	o.Failpoints = strings.Join(append(without(), append(failpoints, "fusefs/same-boot=off")...), ";")
+	return o
+}
+
+// without are failpoints that leave out the mechanisms which CHROMAFS_TEST_WITHOUT
+// names, for whoever wants to see a test fail without them.
+func without() (failpoints []string) {
 	for name := range strings.FieldsSeq(os.Getenv("CHROMAFS_TEST_WITHOUT")) {
 		failpoints = append(failpoints, name+"=off")
 	}
-	o.Failpoints = strings.Join(failpoints, ";")
-	return o
+	return failpoints
 }
 
 // neighbour is another program on the disk, which syncs a file: with it goes what the
