@@ -63,7 +63,7 @@ func recoverOne(dir *datadir.Dir, folder *os.File, name string, log *slog.Logger
 		return err
 	}
 	boot := bootID()
-	rebooted := boot != "" && head.Boot != "" && boot != head.Boot
+	rebooted := boot != "" && head.Boot != "" && boot != head.Boot || failpoint.Off("fusefs/same-boot")
 	if complete && !rebooted {
 		return nil // all of it reached the backing directory
 	}

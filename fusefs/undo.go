@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,13 @@ import (
 // synced the segment, for the case that the power failed: then, and only then, a
 // complete one is undone too.
 //
+// For that case the log has to be on disk before what it undoes can be. Bytes written
+// in place stay in the page cache until a barrier syncs them, so two instants need
+// a sync of the log: before what changes a file's metadata (the pickle's truncation
+// is on disk with the next fsync of any program), and for bytes that arrive while a
+// barrier is syncing. What the kernel writes by itself, because it is half a minute
+// old or memory is short, is not waited for.
+//
 // A log is dropped when nobody has a file of the segment open for writing any
 // more: whoever wrote is gone or done, and the files are as on a bare disk.
 const undoName = "undo" // folder in DIR/.chromafs
@@ -40,6 +48,9 @@ const undoBlock = 64 << 10 // bytes that are saved at once
 type undoLogs struct {
 	s *fsys
 
+	syncing atomic.Bool // a barrier may be syncing what the logs undo
+	removed atomic.Bool // a log, since the folder was synced
+
 	mu     sync.Mutex
 	boot   string
 	logs   map[inodeKey]*undoLog // by the segment's folder
@@ -48,12 +59,14 @@ type undoLogs struct {
 
 // undoLog is the log of one persist.
 type undoLog struct {
-	name string
+	name   string
+	folder *os.File // of the logs; nil: there is none
 
 	mu       sync.Mutex // held while the log is written
 	fd       int        // -1: the persist cannot be undone
 	end      int64
 	unsynced bool
+	named    bool // its name is on disk
 	complete bool
 	files    map[inodeKey]*undoFile
 }
@@ -76,18 +89,32 @@ func (u *undoLogs) before(m *mutation) {
 	switch m.kind {
 	case mutateCreate:
 		if m.name == pickleName {
-			u.begin(m.dir)
+			g := u.begin(m.dir)
+			u.note(g, m.dir, u.first(g, m))
 		}
 	case mutateWrite, mutateTruncate, mutateAllocate, mutateCopy:
 		for _, l := range u.s.links(m.node) {
 			if !u.s.busy.isSegment(l.dir) {
 				continue
 			}
-			if g := u.begin(l.dir); g != nil {
-				u.note(g, l.dir, g.save(m))
+			g := u.begin(l.dir)
+			err := g.save(m)
+			if err == nil {
+				err = u.first(g, m)
 			}
+			u.note(g, l.dir, err)
 		}
 	}
+}
+
+// first syncs a log if m could reach the disk before the next barrier syncs it.
+func (u *undoLogs) first(g *undoLog, m *mutation) error {
+	// A barrier that begins after this look finds what was saved.
+	if m.kind == mutateWrite && !u.syncing.Load() || failpoint.Off("fusefs/undo-first") {
+		return nil
+	}
+	_, err := g.sync()
+	return err
 }
 
 // begin returns the log of the persist that is under way in a folder, a new one if
@@ -106,7 +133,8 @@ func (u *undoLogs) begin(dir *inode) *undoLog {
 	u.logs[dir.key] = g
 	err := u.openFolderLocked()
 	if err == nil {
-		err = g.create(u.folder, dir, undoHeader{Boot: u.boot, Folder: u.s.paths(dir), Inode: dir.key.ino})
+		g.folder = u.folder
+		err = g.create(dir, undoHeader{Boot: u.boot, Folder: u.s.paths(dir), Inode: dir.key.ino})
 	}
 	u.note(g, dir, err)
 	return g
@@ -121,7 +149,7 @@ func (u *undoLogs) note(g *undoLog, dir *inode, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closeLocked()
-	if err := removeIn(u.folder, g.name); err != nil {
+	if err := u.remove(g); err != nil {
 		u.s.log.Error("an undo log that is not whole stays: remove it before the next mount", "name", g.name, "error", err)
 	}
 }
@@ -167,24 +195,34 @@ func (u *undoLogs) released(n *inode) {
 	}
 }
 
-// sync syncs the logs, which have to be on disk before what they undo, and returns
-// the complete ones: a barrier that succeeds from here on makes them needless.
+// none reports whether there is no log.
+func (u *undoLogs) none() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.logs) == 0
+}
+
+// sync begins a barrier, or its second half. It syncs the logs, which have to be on disk before what
+// they undo, and returns the complete ones: if the barrier succeeds they are needless,
+// which drop is told. A barrier that fails leaves logs to be synced at every change.
 func (u *undoLogs) sync() (complete map[inodeKey]*undoLog, errno syscall.Errno) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.syncing.Store(true)
 	complete = map[inodeKey]*undoLog{}
-	made := false
 	for key, g := range u.logs {
-		done, synced, err := g.sync()
-		if err != 0 {
-			errno = err
+		done, err := g.sync()
+		if err != nil {
+			errno = errnoOf(err)
 		}
-		if made = made || synced; done {
+		if done {
 			complete[key] = g
 		}
 	}
-	if made {
+	// A log that comes back with a power cut would undo what has been committed since.
+	if u.removed.Swap(false) {
 		if err := u.folder.Sync(); err != nil {
+			u.removed.Store(true)
 			errno = errnoOf(err)
 		}
 	}
@@ -194,8 +232,9 @@ func (u *undoLogs) sync() (complete map[inodeKey]*undoLog, errno syscall.Errno) 
 	return complete, errno
 }
 
-// drop removes logs that are needless.
+// drop ends a barrier that succeeded, and removes the logs that are needless now.
 func (u *undoLogs) drop(logs map[inodeKey]*undoLog) {
+	u.syncing.Store(false)
 	if len(logs) == 0 {
 		return
 	}
@@ -216,7 +255,7 @@ func (u *undoLogs) removeLocked(key inodeKey, g *undoLog) {
 		return
 	}
 	g.closeLocked()
-	if err := removeIn(u.folder, g.name); err != nil {
+	if err := u.remove(g); err != nil {
 		u.s.log.Error("a needless undo log stays: remove it before the next mount", "name", g.name, "error", err)
 	}
 }
@@ -240,10 +279,16 @@ func (u *undoLogs) close() {
 	}
 }
 
-func removeIn(folder *os.File, name string) error {
-	if folder == nil {
-		return nil
+// remove removes the file of a log. The next barrier makes that durable.
+func (u *undoLogs) remove(g *undoLog) error {
+	if g.folder == nil {
+		return nil // none could be made
 	}
+	defer u.removed.Store(true)
+	return removeIn(g.folder, g.name)
+}
+
+func removeIn(folder *os.File, name string) error {
 	err := unix.Unlinkat(int(folder.Fd()), name, 0)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "remove", Path: name, Err: err}
@@ -252,7 +297,7 @@ func removeIn(folder *os.File, name string) error {
 }
 
 // create begins the log with what files the folder holds.
-func (g *undoLog) create(folder *os.File, dir *inode, head undoHeader) error {
+func (g *undoLog) create(dir *inode, head undoHeader) error {
 	if len(head.Folder) == 0 {
 		return errors.New("the segment has no path")
 	}
@@ -282,7 +327,7 @@ func (g *undoLog) create(folder *os.File, dir *inode, head undoHeader) error {
 		g.files[l.key] = &undoFile{index: uint32(len(head.Files)), fd: fd, size: l.Size}
 		head.Files = append(head.Files, undoEntry{Name: name, Inode: l.key.ino, Size: l.Size})
 	}
-	g.fd, errno = openat(int(folder.Fd()), g.name, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	g.fd, errno = openat(int(g.folder.Fd()), g.name, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
 	if errno != 0 {
 		g.fd = -1
 		return &os.PathError{Op: "create", Path: g.name, Err: errno}
@@ -359,15 +404,24 @@ func (g *undoLog) isComplete() bool {
 	return g.complete
 }
 
-// sync reports whether the log is complete, and whether there was something to sync.
-func (g *undoLog) sync() (complete, synced bool, errno syscall.Errno) {
+// sync makes the log durable and reports whether it is complete.
+func (g *undoLog) sync() (complete bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.fd < 0 || !g.unsynced {
-		return g.complete, false, 0
+		return g.complete, nil
 	}
 	g.unsynced = false
-	return g.complete, true, again(func() error { return unix.Fdatasync(g.fd) })
+	if errno := again(func() error { return unix.Fdatasync(g.fd) }); errno != 0 {
+		return g.complete, fmt.Errorf("sync the undo log: %w", errno)
+	}
+	if !g.named {
+		if err := g.folder.Sync(); err != nil {
+			return g.complete, fmt.Errorf("sync the undo log's folder: %w", err)
+		}
+		g.named = true
+	}
+	return g.complete, nil
 }
 
 func (g *undoLog) closeLocked() {

@@ -76,16 +76,27 @@ type Found struct {
 // Inspect opens the database at path with a PersistentClient.
 func Inspect(t testing.TB, path string) Report {
 	t.Helper()
+	report, err := tryInspect(t, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// tryInspect is Inspect of a database that may be broken: then it returns what
+// ChromaDB or SQLite said.
+func tryInspect(t testing.TB, path string) (Report, error) {
+	t.Helper()
 	r := run(t, nil, Python(t), script(t), "verify", path)
 	if r.Code != 0 {
-		t.Fatalf("open the database in %s: %s", path, r.Output())
+		return Report{}, fmt.Errorf("open the database in %s: %s", path, r.Output())
 	}
 	lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")
 	var report Report
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &report); err != nil {
 		t.Fatalf("%v in %s", err, r.Output())
 	}
-	return report
+	return report, nil
 }
 
 // Verify fails the test unless the database at path holds exactly want.
@@ -106,24 +117,50 @@ func Verify(t testing.TB, path string, want Documents) {
 // is fine, as long as it is whole.
 func VerifyAtLeast(t testing.TB, path string, want Documents) Report {
 	t.Helper()
-	report := Inspect(t, path)
-	report.whole(t, path)
-	for name, n := range want {
-		if got := report.Collections[name].Count; got < n {
-			t.Fatalf("%s: %s holds %d documents, %d were acknowledged", path, name, got, n)
-		}
+	report, err := checkAtLeast(t, path, want)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return report
 }
 
+// CheckAtLeast is VerifyAtLeast of a database that may be broken: what it lacks is
+// an error.
+func CheckAtLeast(t testing.TB, path string, want Documents) error {
+	t.Helper()
+	_, err := checkAtLeast(t, path, want)
+	return err
+}
+
+func checkAtLeast(t testing.TB, path string, want Documents) (Report, error) {
+	t.Helper()
+	report, err := tryInspect(t, path)
+	if err == nil {
+		err = report.broken(path)
+	}
+	for name, n := range want {
+		if got := report.Collections[name].Count; err == nil && got < n {
+			err = fmt.Errorf("%s: %s holds %d documents, %d were acknowledged", path, name, got, n)
+		}
+	}
+	return report, err
+}
+
 func (r Report) whole(t testing.TB, path string) {
 	t.Helper()
+	if err := r.broken(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r Report) broken(path string) error {
 	if r.Integrity != "ok" {
-		t.Fatalf("%s: SQLite says: %s", path, r.Integrity)
+		return fmt.Errorf("%s: SQLite says: %s", path, r.Integrity)
 	}
 	for name, f := range r.Collections {
 		if f.Gap >= 0 || f.LostCount > 0 || f.IDs != f.Count {
-			t.Fatalf("%s: collection %s is broken: %+v", path, name, f)
+			return fmt.Errorf("%s: collection %s is broken: %+v", path, name, f)
 		}
 	}
+	return nil
 }
