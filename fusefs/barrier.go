@@ -349,15 +349,24 @@ func (s *fsys) beforeWrite(m *mutation) syscall.Errno {
 	if err := failpoint.Hit("fusefs/write"); err != nil {
 		return errnoOf(err)
 	}
-	if failpoint.Enabled {
-		for _, l := range s.links(m.node) {
-			if err := failpoint.Hit("fusefs/write/" + l.name); err != nil {
-				return errnoOf(err)
-			}
-		}
+	if errno := s.hitNames("fusefs/write/", m.node); errno != 0 {
+		return errno
 	}
 	if hook := s.onWrite.Load(); hook != nil {
 		return (*hook)(m)
+	}
+	return 0
+}
+
+// hitNames reaches the failpoint of each name of a file.
+func (s *fsys) hitNames(point string, n *inode) syscall.Errno {
+	if !failpoint.Enabled {
+		return 0
+	}
+	for _, l := range s.links(n) {
+		if err := failpoint.Hit(point + l.name); err != nil {
+			return errnoOf(err)
+		}
 	}
 	return 0
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -206,6 +207,9 @@ func (s *fsys) freeze(rec *recording, limit int64, consistency string) (*View, e
 	v.consistency = consistency
 	v.limit = limit
 	v.needless = s.busy.needless()
+	if err := failpoint.Hit("fusefs/frozen"); err != nil {
+		return nil, err
+	}
 	if hook := s.onFreeze.Load(); hook != nil {
 		(*hook)()
 	}

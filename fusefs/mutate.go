@@ -79,6 +79,9 @@ func (s *fsys) mutate(ctx context.Context, m *mutation, apply func() syscall.Err
 		s.sync.after(m, errno)
 		s.lastMutation.Store(s.now().UnixNano())
 		s.gate.leave()
+		if errno == 0 && m.kind == mutateTruncate {
+			errno = s.hitNames("fusefs/truncated/", m.node)
+		}
 		return errno
 	}
 }
