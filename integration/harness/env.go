@@ -47,9 +47,9 @@ type Result struct {
 // Output is all that it said.
 func (r Result) Output() string { return r.Stdout + r.Stderr }
 
-// environ is this process's environment without what would configure chromafs or
+// Environ is this process's environment without what would configure chromafs or
 // an S3 client, and with extra.
-func environ(extra ...string) []string {
+func Environ(extra ...string) []string {
 	var env []string
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "CHROMAFS_") && !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, "MINIO_") {
@@ -68,7 +68,7 @@ func run(t testing.TB, env []string, name string, args ...string) Result {
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = environ(env...), &stdout, &stderr
+	cmd.Env, cmd.Stdout, cmd.Stderr = Environ(env...), &stdout, &stderr
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
 	var exited *exec.ExitError

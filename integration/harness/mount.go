@@ -81,23 +81,23 @@ func Launch(t testing.TB, o Options) *Mount {
 		args = append(append(args, "--"), o.Command...)
 	}
 	m.cmd = exec.Command(m.binary, args...)
-	m.cmd.Env = environ(append(m.env(), o.Env...)...)
+	m.cmd.Env = Environ(append(m.env(), o.Env...)...)
 	m.cmd.Stdout, m.cmd.Stderr = m.log, m.log
 	// If this process dies, by a timeout say, the daemon goes too.
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if o.User != 0 {
 		m.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: o.User, Gid: o.User}
 	}
-	if err := startAndWait(m.cmd, m.done); err != nil {
+	if err := StartAndWait(m.cmd, m.done); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.cleanup)
 	return m
 }
 
-// startAndWait starts a command and closes done when it has ended; how it ended is
-// in its ProcessState then.
-func startAndWait(cmd *exec.Cmd, done chan<- struct{}) error {
+// StartAndWait starts a command and closes done when it has ended; how it ended is
+// in its ProcessState then. With Pdeathsig it does not outlive this process.
+func StartAndWait(cmd *exec.Cmd, done chan<- struct{}) error {
 	started := make(chan error)
 	go func() {
 		// The parent of which Pdeathsig speaks is a thread: it must not end first.
@@ -245,6 +245,9 @@ func (m *Mount) Hit(name string) bool {
 	}
 	return strings.Contains(string(hits), "failpoint "+name+"\n")
 }
+
+// HitsLog is the path of a file to which every failpoint that acts adds a line.
+func (m *Mount) HitsLog() string { return m.hitsLog }
 
 // Proc is the path of a file that the kernel has about the daemon.
 func (m *Mount) Proc(name string) string {

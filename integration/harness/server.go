@@ -63,11 +63,11 @@ func StartServerUnless(t testing.TB, path string, gone func() bool) *Server {
 	args := ServerArgs(t, path, port)
 	s := ConnectServer(t, port)
 	s.cmd = exec.Command(args[0], args[1:]...)
-	s.cmd.Env = environ("ANONYMIZED_TELEMETRY=False")
+	s.cmd.Env = Environ("ANONYMIZED_TELEMETRY=False")
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	s.done = make(chan struct{})
-	if err := startAndWait(s.cmd, s.done); err != nil {
+	if err := StartAndWait(s.cmd, s.done); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Stop)

@@ -26,7 +26,11 @@ type Store struct {
 
 // NewFileStore makes a file:// store. Its parent exists, it does not.
 func NewFileStore(t testing.TB) *Store {
-	folder := filepath.Join(t.TempDir(), "bucket")
+	return FileStore(t, filepath.Join(t.TempDir(), "bucket"))
+}
+
+// FileStore is the file:// store in a folder.
+func FileStore(t testing.TB, folder string) *Store {
 	return &Store{t: t, Folder: folder, URL: "file://" + folder}
 }
 
