@@ -21,7 +21,7 @@ group_reporting=1
 ioengine=psync
 rw=randwrite
 bs=4k
-fsync=64
+fsync=256
 numjobs=2
 
 [odd]
@@ -29,7 +29,7 @@ ioengine=psync
 rw=randwrite
 bsrange=1k-96k
 bs_unaligned=1
-fdatasync=50
+fdatasync=100
 
 [readwrite]
 ioengine=psync
