@@ -290,3 +290,27 @@ func TestForgetGivesDescriptorsBack(t *testing.T) {
 		return len(s.nodes) == 1 && len(s.inodes) == 1 && len(s.rootNode.children) == 0 && len(s.files) == 0 && len(s.folders) == 0
 	})
 }
+
+// F5: once a program has unmapped a file that it had closed before, nothing of ours
+// makes an unmount fail.
+func TestUnmountAfterTheLastMap(t *testing.T) {
+	for range 10 {
+		fx := mounted(t)
+		fx.requireWriteback(t)
+		a := openWrite(t, in(fx.mnt, "f"), make([]byte, 8192))
+		b, err := os.OpenFile(a.Name(), os.O_RDWR, 0)
+		must(t, err)
+		m, err := unix.Mmap(int(a.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		must(t, err)
+		g := openWrite(t, in(fx.mnt, "g"), []byte("x"))
+		must(t, g.Sync()) // opens a descriptor of f to push through
+		must(t, g.Close())
+		m[0] = 1
+		must(t, a.Close())
+		must(t, b.Close())
+		must(t, unix.Munmap(m))
+		if err := fx.fs.Unmount(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -270,6 +270,13 @@ func (p *pusher) isWritten(n *inode) bool {
 	return p.writable[n] > 0
 }
 
+// holds reports whether there is any descriptor of the mount, or is being closed.
+func (p *pusher) holds() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.worker != nil && (len(p.worker.fds) > 0 || p.worker.step.node != nil || len(p.queue) > 0)
+}
+
 func (p *pusher) isClosing(n *inode) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

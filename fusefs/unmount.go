@@ -1,12 +1,14 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,6 +52,13 @@ func (e *MountError) Hint() string {
 		"that fusermount3 is installed (Debian: apt install fuse3) and, with --allow-other, that /etc/fuse.conf has user_allow_other"
 }
 
+// Where a program let go of a file by its last memory map, and not by close(2), the
+// kernel tells of it later, and until then a descriptor of ours keeps the mount busy.
+const (
+	releaseGrace = 500 * time.Millisecond // how long an unmount waits for that
+	releasePause = 2 * time.Millisecond
+)
+
 // Unmount takes the mount away, and returns when it is gone. A mount in use stays,
 // and the error is EBUSY; lazy takes the name away at once and returns while the
 // processes that use it still do.
@@ -59,7 +68,14 @@ func (f *FS) Unmount(lazy bool) error {
 		return nil // somebody else did
 	default:
 	}
-	if err := unmount(f.mountpoint, lazy); err != nil {
+	err := unmount(f.mountpoint, lazy)
+	for until := time.Now().Add(releaseGrace); errors.Is(err, syscall.EBUSY) && f.fsys.push.holds() && time.Now().Before(until); {
+		if err := pause(context.Background(), releasePause); err != nil {
+			return err
+		}
+		err = unmount(f.mountpoint, lazy)
+	}
+	if err != nil {
 		return err
 	}
 	if !lazy {
