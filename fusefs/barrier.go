@@ -97,43 +97,89 @@ func (y *syncState) lead(b *barrierBatch) {
 
 // run carries out a barrier. While the kernel hands over what it caches of other
 // files, which takes two changes of threads even if that is nothing, what is here
-// already is synced; then what has come. Not while a persist may be under way: each
-// block of it that came meanwhile would have to wait for its undo log (undo.go).
+// already is synced; then what has come. Not while there is an undo log, whose order
+// matters more (undo.go).
 func (y *syncState) run(b *barrierBatch) syscall.Errno {
 	var push *pushJob
 	if !failpoint.Off("fusefs/barrier-push") {
-		push = y.s.push.begin(func(n *inode) bool {
-			_, asked := b.nodes[n] // then the kernel has handed over its pages
-			return asked || n.syncedByOwner.Load()
-		})
+		push = y.s.push.begin(b.handedOver(y.s.pushMode))
 	}
 	nodes, early := b.nodes, syscall.Errno(0)
 	if push != nil && y.s.undo.none() {
-		_, early = y.settle(nodes)
+		_, early = y.settle(nodes, 0)
 		nodes = nil
 	}
 	pushed := push.wait()
-	if err := failpoint.Hit("fusefs/barrier"); err != nil {
-		return errnoOf(err)
+	trouble := firstErrno(y.failure(b.nodes), pushed, early)
+	settled, late := y.settle(nodes, trouble)
+	if errno := firstErrno(y.failure(b.nodes), trouble, late); errno != 0 {
+		return errno
 	}
-	settled, late := y.settle(nodes)
-	for _, errno := range []syscall.Errno{y.failure(b.nodes), pushed, early, late} {
+	y.s.undo.end(settled)
+	return 0
+}
+
+// handedOver returns which inodes' pages the kernel has handed over already: whose
+// FSYNC this is, and journals that their owners sync. Of several that share a barrier
+// one may have been stored to through a memory map since its FSYNC was sent, so all
+// are pushed, unless that would wait for the very FSYNC.
+func (b *barrierBatch) handedOver(mode pushMode) func(*inode) bool {
+	return func(n *inode) bool {
+		_, asked := b.nodes[n]
+		return asked && (len(b.nodes) == 1 || mode == pushFsync) || n.syncedByOwner.Load()
+	}
+}
+
+func firstErrno(all ...syscall.Errno) syscall.Errno {
+	for _, errno := range all {
 		if errno != 0 {
 			return errno
 		}
 	}
-	y.s.undo.drop(settled)
 	return 0
 }
 
-// settle syncs what changed, and nodes, after the logs that would undo it. It
-// returns those of the logs that are needless if all of the barrier succeeds.
-func (y *syncState) settle(nodes map[*inode]syncKind) (settled map[inodeKey]*undoLog, errno syscall.Errno) {
-	settled, logged := y.s.undo.sync()
-	if errno = y.syncChanged(nodes); errno == 0 {
-		errno = logged
+// settle syncs what changed, and nodes: first the undo logs, then, if there is no
+// trouble, segments whose persists are over and the end of their logs, which it
+// returns, and then what may rely on those.
+func (y *syncState) settle(nodes map[*inode]syncKind, trouble syscall.Errno) (settled []*undoLog, errno syscall.Errno) {
+	complete, errno := y.s.undo.sync()
+	if err := failpoint.Hit("fusefs/barrier"); err != nil {
+		return nil, errnoOf(err)
 	}
-	return settled, errno
+	if trouble == 0 && errno == 0 {
+		for _, g := range complete {
+			if err := y.s.undo.settle(g); err != nil {
+				y.s.log.Error("a persist could not be made durable", "paths", y.s.paths(g.dir), "error", err)
+				return nil, errnoOf(err)
+			}
+		}
+		settled = complete
+	}
+	return settled, firstErrno(errno, y.syncChanged(nodes))
+}
+
+// syncFolder syncs the files of a folder that are known, and the folder, as far as
+// they are not on disk.
+func (y *syncState) syncFolder(dir *inode) syscall.Errno {
+	y.s.mu.Lock()
+	files := make([]*inode, 0, len(dir.children))
+	for _, n := range dir.children {
+		n.refs++
+		files = append(files, n)
+	}
+	y.s.mu.Unlock()
+	var first syscall.Errno
+	for _, n := range files {
+		if n.isFile() && !n.onDisk(syncData) {
+			first = firstErrno(first, y.syncOne(n, syncData))
+		}
+		y.s.unref(n, 1)
+	}
+	if first == 0 && !dir.onDisk(syncAll) {
+		first = y.syncOne(dir, syncAll)
+	}
+	return first
 }
 
 // syncChanged syncs what changed, and those of nodes that are not on disk already.
@@ -156,6 +202,10 @@ func (y *syncState) syncChanged(nodes map[*inode]syncKind) syscall.Errno {
 		}
 		if n.isDir() {
 			kind = syncAll
+		}
+		if n.onDisk(kind) { // as part of a persist
+			y.s.unref(n, 1)
+			continue
 		}
 		list = append(list, work{n, kind, true})
 	}

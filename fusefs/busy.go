@@ -95,11 +95,15 @@ func (b *busyTracker) after(m *mutation, errno syscall.Errno) {
 	case mutateCreate, mutateMknod:
 		counts = b.appearedLocked(m.dir, m.name, true)
 	case mutateLink:
+		m.node.syncedByOwner.Store(false)
 		b.appearedLocked(m.newDir, m.newName, false)
 	case mutateUnlink:
 		counts = b.vanishedLocked(m.dir, m.name)
 	case mutateRename, mutateExchange:
 		m.node.syncedByOwner.Store(false)
+		if m.replaced != nil {
+			m.replaced.syncedByOwner.Store(false)
+		}
 		b.vanishedLocked(m.dir, m.name)
 		b.vanishedLocked(m.newDir, m.newName)
 		b.appearedLocked(m.newDir, m.newName, false)

@@ -55,7 +55,7 @@ func recoverOne(dir *datadir.Dir, folder *os.File, name string, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	head, complete, err := readUndo(f, nil)
+	head, end, err := readUndo(f, nil)
 	if err == errUndoHeader {
 		return nil // nothing was changed before the header was whole
 	}
@@ -64,8 +64,8 @@ func recoverOne(dir *datadir.Dir, folder *os.File, name string, log *slog.Logger
 	}
 	boot := bootID()
 	rebooted := boot != "" && head.Boot != "" && boot != head.Boot || failpoint.Off("fusefs/same-boot")
-	if complete && !rebooted {
-		return nil // all of it reached the backing directory
+	if end == undoSettled || end == undoComplete && !rebooted {
+		return nil // all of it is there
 	}
 	u := undoing{head: head}
 	defer u.close()

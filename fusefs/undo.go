@@ -35,8 +35,14 @@ import (
 // barrier is syncing. What the kernel writes by itself, because it is half a minute
 // old or memory is short, is not waited for.
 //
-// A log is dropped when nobody has a file of the segment open for writing any
-// more: whoever wrote is gone or done, and the files are as on a bare disk.
+// And the end of the log has to be on disk before anything that relies on the persist
+// (one fsync of a write-ahead log can be SQLite's whole commit), or the log would undo
+// what was committed. So whoever ends a log settles it: the segment is synced, then a
+// record says so in the log, and that is synced. A barrier does this first of all.
+//
+// The log of a persist that was never completed is dropped when nobody has a file of
+// the segment open for writing any more: whoever wrote is gone, and the files are as
+// on a bare disk.
 const undoName = "undo" // folder in DIR/.chromafs
 
 const undoBlock = 64 << 10 // bytes that are saved at once
@@ -44,12 +50,11 @@ const undoBlock = 64 << 10 // bytes that are saved at once
 // undoLogs are the logs of the persists that are under way.
 //
 // Locks: mu is taken inside the gate (before) and outside of it, and before an
-// undoLog's and busyTracker.mu and fsys.mu.
+// undoLog's and those of the other trackers and fsys.mu.
 type undoLogs struct {
 	s *fsys
 
 	syncing atomic.Bool // a barrier may be syncing what the logs undo
-	removed atomic.Bool // a log, since the folder was synced
 
 	mu     sync.Mutex
 	boot   string
@@ -60,6 +65,7 @@ type undoLogs struct {
 // undoLog is the log of one persist.
 type undoLog struct {
 	name   string
+	dir    *inode   // the segment, held by a reference
 	folder *os.File // of the logs; nil: there is none
 
 	mu       sync.Mutex // held while the log is written
@@ -90,7 +96,7 @@ func (u *undoLogs) before(m *mutation) {
 	case mutateCreate:
 		if m.name == pickleName {
 			g := u.begin(m.dir)
-			u.note(g, m.dir, u.first(g, m))
+			u.note(g, u.first(g, m))
 		}
 	case mutateWrite, mutateTruncate, mutateAllocate, mutateCopy:
 		for _, l := range u.s.links(m.node) {
@@ -102,7 +108,7 @@ func (u *undoLogs) before(m *mutation) {
 			if err == nil {
 				err = u.first(g, m)
 			}
-			u.note(g, l.dir, err)
+			u.note(g, err)
 		}
 	}
 }
@@ -126,30 +132,35 @@ func (u *undoLogs) begin(dir *inode) *undoLog {
 	if g != nil && !g.isComplete() {
 		return g
 	}
-	if g != nil {
-		u.removeLocked(dir.key, g)
+	if g != nil { // no barrier came since
+		u.note(g, u.settle(g))
+		u.removeLocked(g)
 	}
-	g = &undoLog{name: fmt.Sprintf("%d-%d", dir.key.dev, dir.key.ino), fd: -1, files: map[inodeKey]*undoFile{}}
+	g = &undoLog{name: fmt.Sprintf("%d-%d", dir.key.dev, dir.key.ino), dir: dir, fd: -1, files: map[inodeKey]*undoFile{}}
+	u.s.ref(dir)
 	u.logs[dir.key] = g
 	err := u.openFolderLocked()
 	if err == nil {
 		g.folder = u.folder
 		err = g.create(dir, undoHeader{Boot: u.boot, Folder: u.s.paths(dir), Inode: dir.key.ino})
 	}
-	u.note(g, dir, err)
+	u.note(g, err)
 	return g
 }
 
 // note gives up a log that cannot be written.
-func (u *undoLogs) note(g *undoLog, dir *inode, err error) {
+func (u *undoLogs) note(g *undoLog, err error) {
 	if err == nil {
 		return
 	}
-	u.s.log.Warn("a persist cannot be undone if the daemon is killed during it", "paths", u.s.paths(dir), "error", err)
+	u.s.log.Warn("a persist cannot be undone if the daemon is killed during it", "paths", u.s.paths(g.dir), "error", err)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closeLocked()
-	if err := u.remove(g); err != nil {
+	if g.folder == nil {
+		return // none could be made
+	}
+	if err := removeIn(g.folder, g.name); err != nil {
 		u.s.log.Error("an undo log that is not whole stays: remove it before the next mount", "name", g.name, "error", err)
 	}
 }
@@ -177,19 +188,20 @@ func (u *undoLogs) persisted(dir *inode) {
 	g := u.logs[dir.key]
 	u.mu.Unlock()
 	if g != nil {
-		u.note(g, dir, g.finish())
+		u.note(g, g.append(undoComplete))
 	}
 }
 
-// released drops the logs of the segments of n that nobody writes any more.
+// released drops the logs of the segments of n that nobody writes any more, unless
+// their persists are over: those are for the next barrier.
 func (u *undoLogs) released(n *inode) {
 	for _, l := range u.s.links(n) {
 		if len(u.s.writtenIn(l.dir)) > 0 {
 			continue
 		}
 		u.mu.Lock()
-		if g := u.logs[l.dir.key]; g != nil {
-			u.removeLocked(l.dir.key, g)
+		if g := u.logs[l.dir.key]; g != nil && !g.isComplete() {
+			u.removeLocked(g)
 		}
 		u.mu.Unlock()
 	}
@@ -202,60 +214,62 @@ func (u *undoLogs) none() bool {
 	return len(u.logs) == 0
 }
 
-// sync begins a barrier, or its second half. It syncs the logs, which have to be on disk before what
-// they undo, and returns the complete ones: if the barrier succeeds they are needless,
-// which drop is told. A barrier that fails leaves logs to be synced at every change.
-func (u *undoLogs) sync() (complete map[inodeKey]*undoLog, errno syscall.Errno) {
+// sync begins a barrier. It syncs the logs, which have to be on disk before what
+// they undo, and returns those of persists that are over. Until end is told of
+// success, every change of a segment waits for its log.
+func (u *undoLogs) sync() (complete []*undoLog, errno syscall.Errno) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.syncing.Store(true)
-	complete = map[inodeKey]*undoLog{}
-	for key, g := range u.logs {
+	for _, g := range u.logs {
 		done, err := g.sync()
 		if err != nil {
+			u.note(g, err)
 			errno = errnoOf(err)
+		} else if done {
+			complete = append(complete, g)
 		}
-		if done {
-			complete[key] = g
-		}
-	}
-	// A log that comes back with a power cut would undo what has been committed since.
-	if u.removed.Swap(false) {
-		if err := u.folder.Sync(); err != nil {
-			u.removed.Store(true)
-			errno = errnoOf(err)
-		}
-	}
-	if errno != 0 {
-		u.s.log.Error("syncing an undo log failed", "error", errno)
 	}
 	return complete, errno
 }
 
-// drop ends a barrier that succeeded, and removes the logs that are needless now.
-func (u *undoLogs) drop(logs map[inodeKey]*undoLog) {
+// settle makes a persist that is over durable, and then the end of its log.
+func (u *undoLogs) settle(g *undoLog) error {
+	if errno := u.s.sync.syncFolder(g.dir); errno != 0 {
+		return fmt.Errorf("sync a segment: %w", errno)
+	}
+	if err := g.append(undoSettled); err != nil {
+		return err
+	}
+	_, err := g.sync()
+	return err
+}
+
+// end ends a barrier that succeeded, and removes the logs that it settled.
+func (u *undoLogs) end(settled []*undoLog) {
 	u.syncing.Store(false)
-	if len(logs) == 0 {
+	if len(settled) == 0 {
 		return
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for key, g := range logs {
-		if u.logs[key] == g {
-			u.removeLocked(key, g)
+	for _, g := range settled {
+		if u.logs[g.dir.key] == g {
+			u.removeLocked(g)
 		}
 	}
 }
 
-func (u *undoLogs) removeLocked(key inodeKey, g *undoLog) {
-	delete(u.logs, key)
+func (u *undoLogs) removeLocked(g *undoLog) {
+	delete(u.logs, g.dir.key)
+	defer u.s.unref(g.dir, 1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.fd < 0 {
 		return
 	}
 	g.closeLocked()
-	if err := u.remove(g); err != nil {
+	if err := removeIn(g.folder, g.name); err != nil {
 		u.s.log.Error("a needless undo log stays: remove it before the next mount", "name", g.name, "error", err)
 	}
 }
@@ -265,9 +279,10 @@ func (u *undoLogs) removeLocked(key inodeKey, g *undoLog) {
 func (u *undoLogs) close() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for key, g := range u.logs {
+	for _, g := range u.logs {
 		if g.isComplete() {
-			u.removeLocked(key, g)
+			u.note(g, u.settle(g))
+			u.removeLocked(g)
 			continue
 		}
 		g.mu.Lock()
@@ -277,15 +292,6 @@ func (u *undoLogs) close() {
 	if u.folder != nil {
 		u.folder.Close()
 	}
-}
-
-// remove removes the file of a log. The next barrier makes that durable.
-func (u *undoLogs) remove(g *undoLog) error {
-	if g.folder == nil {
-		return nil // none could be made
-	}
-	defer u.removed.Store(true)
-	return removeIn(g.folder, g.name)
 }
 
 func removeIn(folder *os.File, name string) error {
@@ -388,14 +394,15 @@ func (g *undoLog) appendLocked(kind uint8, file uint32, off int64, data []byte) 
 	return nil
 }
 
-func (g *undoLog) finish() error {
+// append notes how far the persist came: undoComplete or undoSettled.
+func (g *undoLog) append(end uint8) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.complete = true
 	if g.fd < 0 {
 		return nil
 	}
-	return g.appendLocked(undoComplete, 0, 0, nil)
+	return g.appendLocked(end, 0, 0, nil)
 }
 
 func (g *undoLog) isComplete() bool {
@@ -404,14 +411,13 @@ func (g *undoLog) isComplete() bool {
 	return g.complete
 }
 
-// sync makes the log durable and reports whether it is complete.
+// sync makes the log durable and reports whether its persist is over.
 func (g *undoLog) sync() (complete bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.fd < 0 || !g.unsynced {
 		return g.complete, nil
 	}
-	g.unsynced = false
 	if errno := again(func() error { return unix.Fdatasync(g.fd) }); errno != 0 {
 		return g.complete, fmt.Errorf("sync the undo log: %w", errno)
 	}
@@ -421,6 +427,7 @@ func (g *undoLog) sync() (complete bool, err error) {
 		}
 		g.named = true
 	}
+	g.unsynced = false
 	return g.complete, nil
 }
 

@@ -23,7 +23,8 @@ const undoRecord = 25
 const (
 	undoBegin    uint8 = iota + 1
 	undoData           // what a file held at an offset
-	undoComplete       // the persist is over
+	undoComplete       // the persist is over, and all of it in the backing directory
+	undoSettled        // and on disk: nothing is to be undone any more
 )
 
 const maxUndoData = 16 << 20 // bytes; a longer record is damage
@@ -65,39 +66,41 @@ func encodeUndo(kind uint8, file uint32, off int64, data []byte) []byte {
 
 var errUndoHeader = errors.New("the undo log has no whole header")
 
-// readUndo returns the header of a log and whether the log is complete. apply, if
+// readUndo returns the header of a log and how far its persist came: undoBegin,
+// undoComplete or undoSettled. apply, if
 // not nil, is called for each piece of data; its errors and those of r are returned.
-func readUndo(r io.Reader, apply func(h *undoHeader, file int, off int64, data []byte) error) (h undoHeader, complete bool, err error) {
+func readUndo(r io.Reader, apply func(h *undoHeader, file int, off int64, data []byte) error) (h undoHeader, end uint8, err error) {
+	end = undoBegin
 	in := bufio.NewReaderSize(r, 1<<20)
 	begun := false
 	for {
 		kind, file, off, data, ok, err := nextUndo(in)
 		if err != nil {
-			return h, false, err
+			return h, end, err
 		}
 		switch {
 		case !ok && !begun:
-			return h, false, errUndoHeader
+			return h, end, errUndoHeader
 		case !ok:
-			return h, complete, nil
+			return h, end, nil
 		case kind == undoBegin && !begun:
 			if err := json.Unmarshal(data, &h); err != nil || !h.valid() {
-				return h, false, errUndoHeader
+				return h, end, errUndoHeader
 			}
 			begun = true
 		case !begun:
-			return h, false, errUndoHeader
-		case kind == undoComplete:
-			complete = true
+			return h, end, errUndoHeader
+		case kind == undoComplete || kind == undoSettled:
+			end = kind
 		case kind == undoData && int64(file) < int64(len(h.Files)) && off >= 0 && off+int64(len(data)) <= h.Files[file].Size:
 			if apply == nil {
 				continue
 			}
 			if err := apply(&h, int(file), off, data); err != nil {
-				return h, complete, err
+				return h, end, err
 			}
 		default:
-			return h, complete, nil // written by nobody: as a record that is cut short
+			return h, end, nil // written by nobody: as a record that is cut short
 		}
 	}
 }

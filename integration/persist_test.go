@@ -48,20 +48,28 @@ func openSegment(t *testing.T, folder string, random *rand.Rand, state contents)
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, b := range segmentBins {
-		f, err := os.OpenFile(filepath.Join(folder, b.name), os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.bins = append(s.bins, f)
+	if err := s.open(); err != nil {
+		t.Fatal(err)
 	}
 	return s
 }
 
+func (s *segment) open() error {
+	for _, b := range segmentBins {
+		f, err := os.OpenFile(filepath.Join(s.folder, b.name), os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return err
+		}
+		s.bins = append(s.bins, f)
+	}
+	return nil
+}
+
 func (s *segment) close() {
 	for _, f := range s.bins {
-		f.Close() // the mount is dead
+		f.Close() // the mount may be dead
 	}
+	s.bins = nil
 }
 
 func (s *segment) noise(n int) []byte {
@@ -98,7 +106,7 @@ func (s *segment) persist() error {
 		}
 		state[b.name] = data
 	}
-	state[pickle] = s.noise(2000 + s.random.IntN(9000))
+	state[pickle] = append(s.noise(2000+s.random.IntN(9000)), '.') // as every pickle ends
 	return os.WriteFile(filepath.Join(s.folder, pickle), state[pickle], 0o644)
 }
 
@@ -137,20 +145,31 @@ func binNames() (names []string) {
 	return names
 }
 
-// commit records that state k is persisted, in the steps of SQLite: with a journal
-// that is made and removed, or one that is overwritten (journal_mode=PERSIST), of
-// which nothing makes the file system commit its own log.
-func commit(folder string, k int, overwrite bool) error {
+// commitKind is how a database records what is persisted.
+type commitKind int
+
+const (
+	deleted     commitKind = iota // SQLite's default: a journal that is made, synced and removed
+	overwritten                   // journal_mode=PERSIST: nothing makes the file system commit its own log
+	oneSync                       // a write-ahead log: one fsync is all
+	commitKinds
+)
+
+// commit records that state k is persisted.
+func commit(folder string, k int, kind commitKind) error {
+	if kind == oneSync {
+		return writeSynced(filepath.Join(folder, "db"), fmt.Sprintf("%08d", k))
+	}
 	journal := filepath.Join(folder, "db-journal")
 	if err := writeSynced(journal, "what db held"); err != nil {
 		return err
 	}
-	if !overwrite {
+	if kind == deleted {
 		if err := syncFolder(folder); err != nil {
 			return err
 		}
 	}
-	if err := writeSynced(filepath.Join(folder, "db"), fmt.Sprintf("%08d", k)); err != nil || overwrite {
+	if err := writeSynced(filepath.Join(folder, "db"), fmt.Sprintf("%08d", k)); err != nil || kind == overwritten {
 		return err
 	}
 	return os.Remove(journal)
@@ -196,17 +215,19 @@ func appendAndSync(name string) {
 	f.Close() // the disk is gone
 }
 
-// persistRounds is how often power is cut; each eight rounds have all company.
+// persistRounds is how often power is cut; each twelve rounds have all company.
 const persistRounds = 24
 
 // company is who else syncs while persists go on.
 type company struct {
 	commits   bool // a database on the mount: its barriers fall into persists
 	neighbour bool // a program beside it on the disk: the file system's log is committed at any time
-	overwrite bool // how the segment's own commits are made
+	kind      commitKind
 }
 
-func companyOf(round int) company { return company{round&1 != 0, round&2 != 0, round&4 != 0} }
+func companyOf(round int) company {
+	return company{round&1 != 0, round&2 != 0, commitKind(round / 4 % int(commitKinds))}
+}
 
 // F3, F5 and docs/decisions/0008: whenever the power fails, a segment is after the
 // next mount in the state that one persist left it in, which is not older than what
@@ -226,7 +247,7 @@ func TestPowerCutInPersists(t *testing.T) {
 		if s == nil || m.random.IntN(3) == 0 {
 			s = openSegment(t, filepath.Join(m.point, fmt.Sprint("segment", round)), m.random, nil)
 		}
-		if err := commit(m.point, 0, c.overwrite); err != nil {
+		if err := commit(m.point, 0, c.kind); err != nil {
 			t.Fatal(err)
 		}
 		done, inside := m.persistUntilCut(s, c, daemon)
@@ -274,7 +295,14 @@ func (m *machine) persistUntilCut(s *segment, c company, daemon *harness.Mount) 
 			inside.Store(true)
 			err := s.persist()
 			inside.Store(false)
-			if err != nil || commit(m.point, len(s.states)-1, c.overwrite) != nil {
+			switch s.random.IntN(4) {
+			case 0: // two without a commit in between
+				err = errors.Join(err, s.persist())
+			case 1: // a cache of indexes that lets go of this one
+				s.close()
+				err = errors.Join(err, s.open())
+			}
+			if err != nil || commit(m.point, len(s.states)-1, c.kind) != nil {
 				return
 			}
 		}
