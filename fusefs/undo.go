@@ -233,8 +233,12 @@ func (u *undoLogs) sync() (complete []*undoLog, errno syscall.Errno) {
 	return complete, errno
 }
 
-// settle makes a persist that is over durable, and then the end of its log.
+// settle makes a persist that is over durable, after the log that would undo it, and
+// then the end of that log.
 func (u *undoLogs) settle(g *undoLog) error {
+	if _, err := g.sync(); err != nil {
+		return err
+	}
 	if errno := u.s.sync.syncFolder(g.dir); errno != 0 {
 		return fmt.Errorf("sync a segment: %w", errno)
 	}
