@@ -11,8 +11,8 @@ import (
 	"github.com/chromafs/chromafs/internal/failpoint"
 )
 
-// This file, and superjournal.go, is all that fusefs knows of databases: when one is
-// in the middle of something that a snapshot should not cut through.
+// This file is all that fusefs knows of databases: when one is in the middle of
+// something that a snapshot should not cut through.
 //
 // A SQLite database in a rollback-journal mode is busy while its journal is hot:
 // it has a header, and was synced or the database was written since it began,

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/chromafs/chromafs/internal/failpoint"
+	"github.com/chromafs/chromafs/internal/superjournal"
 )
 
 const (
@@ -87,8 +88,10 @@ func (s *fsys) cutNow(ctx context.Context) (*View, error) {
 			return nil, err
 		}
 		v.assemble(rec)
-		if err := v.undecide(); err != nil {
+		if entries, err := superjournal.Undecide(v.entries, v.Open, s.log); err != nil {
 			v.abandon(err)
+		} else {
+			v.entries = entries
 		}
 		s.views.note(held.Sub(started), hold)
 		s.log.Debug("cut", "number", v.number, "consistency", v.consistency, "entries", len(v.entries),

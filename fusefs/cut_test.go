@@ -45,8 +45,14 @@ func runUntilEnd(t *testing.T, cmd *exec.Cmd, out *bytes.Buffer) {
 	})
 }
 
+// readable is a view of a mount, or of a folder (package dirview).
+type readable interface {
+	Entries() []tree.Entry
+	Open(path string) (tree.Reader, error)
+}
+
 // copyView writes a view out as plain files.
-func copyView(t *testing.T, v *View, to string) {
+func copyView(t *testing.T, v readable, to string) {
 	t.Helper()
 	for _, e := range v.Entries() {
 		name := filepath.Join(to, e.Path)
@@ -62,7 +68,7 @@ func copyView(t *testing.T, v *View, to string) {
 	}
 }
 
-func readEntry(t *testing.T, v *View, e tree.Entry) []byte {
+func readEntry(t *testing.T, v readable, e tree.Entry) []byte {
 	t.Helper()
 	r, err := v.Open(e.Path)
 	must(t, err)

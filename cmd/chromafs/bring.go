@@ -121,7 +121,7 @@ func (w workshop) freeze(ctx context.Context) (*sqlitelock.Locks, error) {
 // is either found by the journal or ends the snapshot.
 func (w workshop) publish(ctx context.Context, up *uploader.Uploader, late *lateView) (uploader.Result, error) {
 	view, err := dirview.New(ctx, dirview.Options{
-		Root: w.local.dir.Root(), Number: w.local.journal.State().Cut + 1, Skip: datadir.Outside(w.local.dir.Root()), Now: w.env.now,
+		Root: w.local.dir.Root(), Number: w.local.journal.State().Cut + 1, Skip: datadir.Outside(w.local.dir.Root()), Now: w.env.now, Log: w.env.log,
 	})
 	if err != nil {
 		return uploader.Result{}, err

@@ -156,6 +156,7 @@ func (s *session) cut(ctx context.Context) (uploader.View, error) {
 			Number: max(s.fs.Info().Cut, s.local.journal.State().Cut) + 1,
 			Skip:   datadir.Outside(s.local.dir.Root()),
 			Now:    s.env.now,
+			Log:    s.env.log,
 		})
 	}
 	if err != nil {

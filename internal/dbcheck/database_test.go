@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"maps"
 	"os"
 	"os/exec"
@@ -55,7 +56,7 @@ func view(t testing.TB, folder string) *dirview.View {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { root.Close() })
-	v, err := dirview.New(t.Context(), dirview.Options{Root: root, Now: time.Now})
+	v, err := dirview.New(t.Context(), dirview.Options{Root: root, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,12 +15,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/chromafs/chromafs/internal/superjournal"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -59,6 +63,7 @@ type Options struct {
 	Number uint64                 // of the cut
 	Skip   func(path string) bool // leaves out what is no part of a snapshot, with all below it
 	Now    func() time.Time       // when the cut was taken
+	Log    *slog.Logger
 }
 
 // View is a directory as New found it. It is safe for concurrent use.
@@ -67,7 +72,7 @@ type View struct {
 	created time.Time
 	entries []tree.Entry
 	special []string
-	byPath  map[string]tree.Entry
+	byPath  map[string]tree.Entry // all that lies there, as it does
 }
 
 // New walks the directory.
@@ -83,6 +88,9 @@ func New(ctx context.Context, o Options) (*View, error) {
 	for _, e := range v.entries {
 		v.byPath[e.Path] = e
 	}
+	if v.entries, err = superjournal.Undecide(v.entries, v.Open, o.Log); err != nil {
+		return nil, err
+	}
 	return v, nil
 }
 
@@ -95,8 +103,8 @@ func (v *View) Created() time.Time { return v.created }
 // Consistency is quiescent: a directory that nothing writes to is at rest.
 func (v *View) Consistency() string { return "quiescent" }
 
-// Entries returns what is in the directory, sorted by path. The caller must not
-// change it.
+// Entries returns what is in the directory, sorted by path. A file ends where its entry
+// says: see package superjournal. The caller must not change it.
 func (v *View) Entries() []tree.Entry { return v.entries }
 
 // Special returns the paths that are no file, folder or symbolic link, and so no
@@ -157,14 +165,14 @@ func (v *View) Verify(ctx context.Context) error {
 			note(e.Path)
 		}
 	}
-	if seen < len(v.entries) {
+	if seen < len(v.byPath) {
 		still := make(map[string]bool, len(now))
 		for _, e := range now {
 			still[e.Path] = true
 		}
-		for _, e := range v.entries {
-			if !still[e.Path] {
-				note(e.Path)
+		for _, path := range slices.Sorted(maps.Keys(v.byPath)) {
+			if !still[path] {
+				note(path)
 			}
 		}
 	}

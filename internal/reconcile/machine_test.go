@@ -82,7 +82,9 @@ func (m *machine) stop() {
 func (m *machine) restart() *machine { m.stop(); return m.start() }
 
 func (m *machine) cut(ctx context.Context) (uploader.View, error) {
-	return dirview.New(ctx, dirview.Options{Root: m.dir.Root(), Number: m.j.State().Cut + 1, Skip: datadir.Outside(m.dir.Root()), Now: time.Now})
+	return dirview.New(ctx, dirview.Options{
+		Root: m.dir.Root(), Number: m.j.State().Cut + 1, Skip: datadir.Outside(m.dir.Root()), Now: time.Now, Log: logger(m.t),
+	})
 }
 
 func (m *machine) catalog() *history.Catalog { return history.NewCatalog(m.store, logger(m.t)) }
