@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/chromafs/chromafs/integration/harness"
@@ -106,6 +107,7 @@ b.delete(ids=[str(i) for i in range(0, 240)]); keep("7 deleted")
 big(250, 750); keep("8 as many as there was room for")
 big(1000, 1500); keep("9 more than that")
 b.update(ids=[str(i) for i in range(1000, 1300)], embeddings=[[0.5] * 8 for _ in range(300)]); keep("10 updated")
+client.delete_collection("small"); keep("11 one collection deleted")
 `
 
 // No index that ChromaDB makes is called damaged, and a torn one is.
@@ -120,10 +122,10 @@ func TestWholeIndexesAreNeverCalledDamaged(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	names := harness.Entries(t, copies)
-	if len(names) != 11 {
+	if len(names) != 12 {
 		t.Fatalf("%v", names)
 	}
-	segments := 0
+	segments, unused := 0, 0
 	for _, name := range names {
 		dir := filepath.Join(copies, name)
 		pickles, err := filepath.Glob(filepath.Join(dir, "*", "index_metadata.pickle"))
@@ -133,27 +135,40 @@ func TestWholeIndexesAreNeverCalledDamaged(t *testing.T) {
 		segments += len(pickles)
 		store := harness.NewFileStore(t)
 		for _, pickle := range pickles {
-			tornSegment(t, store, dir, filepath.Dir(pickle))
+			if !tornSegment(t, store, dir, filepath.Dir(pickle)) {
+				unused++
+			}
 		}
 		r := harness.Chromafs(t, store, "snapshot", "--verify", "full", dir)
 		if r.Code != 0 {
 			t.Errorf("%s: snapshot exited with %d: %s", name, r.Code, r.Output())
 		}
 	}
-	if segments < 14 {
-		t.Errorf("only %d segments were looked at", segments)
+	if segments < 16 || unused != 1 {
+		t.Errorf("%d segments were looked at, %d of them of a deleted collection", segments, unused)
 	}
 }
 
-// tornSegment cuts the last vector's length off, as a persist does that was killed.
-func tornSegment(t *testing.T, store *harness.Store, dir, segment string) {
+// tornSegment cuts the last vector's length off, as a persist does that was killed. It
+// returns whether that held the snapshot back: where ChromaDB still uses the segment.
+func tornSegment(t *testing.T, store *harness.Store, dir, segment string) bool {
 	t.Helper()
 	length := filepath.Join(segment, "length.bin")
 	whole := readFile(t, length)
 	if err := os.Truncate(length, int64(len(whole)-4)); err != nil {
 		t.Fatal(err)
 	}
-	r := harness.Must(t, 5, store, "snapshot", dir)
-	harness.Explain(t, r, filepath.Base(segment), "length.bin")
+	r := harness.Chromafs(t, store, "snapshot", dir)
 	writeFile(t, length, whole)
+	if r.Code == 0 {
+		if !strings.Contains(r.Output(), filepath.Base(segment)) || !strings.Contains(r.Output(), "not in use") {
+			t.Errorf("nothing is said of %s: %s", segment, r.Output())
+		}
+		return false
+	}
+	if r.Code != 5 {
+		t.Fatalf("snapshot exited with %d: %s", r.Code, r.Output())
+	}
+	harness.Explain(t, r, filepath.Base(segment), "length.bin", "delete its collection")
+	return true
 }

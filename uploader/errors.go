@@ -45,13 +45,13 @@ func (e *DamagedError) ExitCode() int { return exitcode.Integrity }
 
 // Hint returns the next step.
 func (e *DamagedError) Hint() string {
+	const others = "or, for a vector index (a folder), delete its collection in ChromaDB and build it again, " +
+		"or publish everything as it is with --verify none"
 	if e.LastGood == "" {
-		return "nothing was published; stop the application and repair the file or put a good copy in its place, " +
-			"or publish it as it is with --verify none"
+		return "nothing was published; stop the application and repair the file or put a good copy in its place, " + others
 	}
 	return fmt.Sprintf("nothing was published, and history keeps its snapshots; stop the application, unmount, and go back with "+
-		"chromafs restore --at %s DIR (the damaged copy is kept in .chromafs/backups), or repair the file, "+
-		"or publish it as it is with --verify none", e.LastGood)
+		"chromafs restore --at %s DIR (the damaged copy is kept in .chromafs/backups), or repair the file, "+others, e.LastGood)
 }
 
 // FencedError says that this writer publishes nothing any more. It is ErrFenced.

@@ -54,7 +54,7 @@ func TestADamagedViewIsNotPublished(t *testing.T) {
 			t.Fatalf("got %v, code %d", err, exitcode.Of(err))
 		}
 		if hint := exitcode.Hint(err); damaged.LastGood != good || !strings.Contains(hint, "restore --at "+string(good)) ||
-			!strings.Contains(hint, "--verify none") || !strings.Contains(err.Error(), "db: torn") {
+			!strings.Contains(hint, "--verify none") || !strings.Contains(hint, "delete its collection") || !strings.Contains(err.Error(), "db: torn") {
 			t.Errorf("error %q, hint %q", err, hint)
 		}
 		if w.cuts != cuts+2 {

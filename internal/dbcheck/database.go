@@ -32,38 +32,32 @@ type verdict struct {
 }
 
 // database checks one SQLite file.
-func (c *checker) database(e tree.Entry) (err error) {
-	v, err := c.newViewVFS(e.Path)
-	if err != nil {
-		return err
+func (c *checker) database(e tree.Entry) error {
+	pragma := "PRAGMA quick_check"
+	if c.mode == Full {
+		pragma = "PRAGMA integrity_check"
 	}
-	defer func() { err = errors.Join(err, v.close()) }()
-	found, failed := c.ask(v)
-	if v.overlaid > maxOverlay/8 {
-		v.files = nil
-		debug.FreeOSMemory() // the daemon may be idle for an hour from here on (D3)
-	}
+	var found verdict
+	a, err := c.ask(e.Path, func(db *sqlite3.Conn) error { return found.collect(db, pragma) })
 	switch {
-	case c.ctx.Err() != nil:
-		return context.Cause(c.ctx)
-	case errors.Is(v.err, errOverlay):
-		c.doubt(e.Path, "not checked: %v (%d MiB at most)", v.err, v.limit>>20)
+	case err != nil:
+		return err
+	case errors.Is(a.failed, errOverlay):
+		c.doubt(e.Path, "not checked: %v", a.failed)
 		return nil
-	case v.err != nil:
-		return v.err
-	case failed != nil && isDamage(failed):
-		found.damage = append(found.damage, failed.Error())
-	case failed != nil:
-		c.doubt(e.Path, "not checked: %s", oneLine(failed.Error()))
+	case a.failed != nil && isDamage(a.failed):
+		found.damage = append(found.damage, a.failed.Error())
+	case a.failed != nil:
+		c.doubt(e.Path, "not checked: %s", oneLine(a.failed.Error()))
 	}
 	if len(found.odd) > 0 {
 		c.doubt(e.Path, "%s%s", oneLine(found.odd[0]), more(len(found.odd)-1))
 	}
 	switch {
-	case len(found.damage) > 0 && v.foreign:
-		c.doubt(e.Path, "not checked: it took part in a transaction with another database, which only SQLite can finish, at its own place")
 	case len(found.damage) > 0:
 		c.damaged(e.Path, "%s%s", oneLine(found.damage[0]), more(len(found.damage)-1))
+	case a.super != "":
+		c.doubt(e.Path, "it takes part in a transaction with another database, which SQLite rolls back only where it finds %s", a.super)
 	}
 	return nil
 }
@@ -80,9 +74,40 @@ func isDamage(err error) bool {
 	return errors.Is(err, sqlite3.CORRUPT) || errors.Is(err, sqlite3.NOTADB) || errors.Is(err, sqlite3.IOERR_SHORT_READ)
 }
 
-// ask lets SQLite check what v shows. Whatever a damaged file does to SQLite, the
-// mount must go on (F4): a panic is an error like another.
-func (c *checker) ask(v *viewVFS) (found verdict, err error) {
+// answer is how SQLite did with a database.
+type answer struct {
+	failed error  // SQLite gave up
+	super  string // the super-journal that its answer hangs on, "" if none
+}
+
+// ask opens a database of the view and does something with it. An error means that
+// the view could not be read, or that the context ended.
+func (c *checker) ask(path string, do func(db *sqlite3.Conn) error) (a answer, err error) {
+	v, err := c.newViewVFS(path)
+	if err != nil {
+		return a, err
+	}
+	defer func() { err = errors.Join(err, v.close()) }()
+	a.failed = c.connect(v, do)
+	a.super = v.super
+	if v.overlaid > maxOverlay/8 {
+		v.files = nil
+		debug.FreeOSMemory() // the daemon may be idle for an hour from here on (D3)
+	}
+	switch {
+	case c.ctx.Err() != nil:
+		return a, context.Cause(c.ctx)
+	case errors.Is(v.err, errOverlay):
+		a.failed = fmt.Errorf("%w (%d MiB at most)", v.err, v.limit>>20)
+	case v.err != nil:
+		return a, v.err
+	}
+	return a, nil
+}
+
+// connect opens what v shows. Whatever a damaged file does to SQLite, the mount must
+// go on (F4): a panic is an error like another.
+func (c *checker) connect(v *viewVFS, do func(db *sqlite3.Conn) error) (err error) {
 	name := "chromafs-check-" + strconv.FormatUint(registered.Add(1), 10)
 	vfs.Register(name, v)
 	defer vfs.Unregister(name)
@@ -94,37 +119,40 @@ func (c *checker) ask(v *viewVFS) (found verdict, err error) {
 	ctx := sqlite3.WithMaxMemory(c.ctx, maxSQLite)
 	db, err := sqlite3.OpenContext(ctx, "file:"+mainName+"?vfs="+name)
 	if err != nil {
-		return found, err
+		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	db.SetInterrupt(c.ctx)
 	if _, err := db.Config(sqlite3.DBCONFIG_NO_CKPT_ON_CLOSE, true); err != nil {
-		return found, err
+		return err
 	}
 	if err := db.Exec(setUp); err != nil {
-		return found, err
+		return err
 	}
-	pragma := "PRAGMA quick_check"
-	if c.mode == Full {
-		pragma = "PRAGMA integrity_check"
-	}
-	return found, found.collect(db, pragma)
+	return do(db)
 }
 
 // collect runs a checking pragma.
 func (f *verdict) collect(db *sqlite3.Conn, pragma string) error {
-	rows, _, err := db.Prepare(pragma)
-	if err != nil {
-		return err
-	}
-	for rows.Step() {
-		switch text := rows.ColumnText(0); {
+	return eachRow(db, pragma, func(text string) {
+		switch {
 		case text == "ok":
 		case isOdd(text):
 			f.odd = append(f.odd, text)
 		default:
 			f.damage = append(f.damage, text)
 		}
+	})
+}
+
+// eachRow calls do with the first column of each row.
+func eachRow(db *sqlite3.Conn, query string, do func(text string)) error {
+	rows, _, err := db.Prepare(query)
+	if err != nil {
+		return err
+	}
+	for rows.Step() {
+		do(rows.ColumnText(0))
 	}
 	if err := rows.Err(); err != nil {
 		return errors.Join(err, notAgain(err, rows.Close()))

@@ -308,24 +308,47 @@ func TestAJournalThatIsTooBigIsADoubt(t *testing.T) {
 	}
 }
 
-// D2: whether a transaction over two databases was committed, a third file says,
-// under a name of another place.
-func TestATransactionOverTwoDatabasesIsADoubt(t *testing.T) {
-	folder := t.TempDir()
-	hot(t, "", folder)
-	super := []byte("/mnt/db-mj1A2B3C9D4")
+// superJournal ends a journal as SQLite does in a transaction over several databases.
+func superJournal(t *testing.T, journal, super string) {
+	t.Helper()
 	sum := uint32(0)
-	for _, b := range super {
+	for _, b := range []byte(super) {
 		sum += uint32(b)
 	}
-	edit(t, filepath.Join(folder, "db-journal"), func(b []byte) []byte {
+	edit(t, journal, func(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, 1<<30/4096+1)
 		b = append(b, super...)
 		b = binary.BigEndian.AppendUint32(b, uint32(len(super)))
 		b = binary.BigEndian.AppendUint32(b, sum)
 		return append(b, 0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7)
 	})
-	wantDoubt(t, check(t, folder, Quick), "another database")
+}
+
+// A transaction over two databases was committed where its super-journal is gone: what
+// is half written then stays so. With it, SQLite rolls back, if it finds it.
+func TestATransactionOverTwoDatabases(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.Mkdir(filepath.Join(folder, "a"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, super := range []string{"/mnt/db-mj1A2B3C9D4", "/srv/mnt/a/db-mj5E6F709D4"} {
+		hot(t, "", folder)
+		superJournal(t, filepath.Join(folder, "db-journal"), super)
+		wantDamage(t, check(t, folder, Quick), "")
+
+		kept := filepath.Join(folder, strings.TrimPrefix(super[strings.Index(super, "/mnt/"):], "/mnt/"))
+		if err := os.WriteFile(kept, []byte("/mnt/db-journal\x00/mnt/other-journal\x00"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		wantDoubt(t, check(t, folder, Quick), "another database")
+		// What the rollback leaves damaged is damaged in any case.
+		edit(t, filepath.Join(folder, "db-journal"), func(b []byte) []byte {
+			clear(b[len(b)/2:][:1<<14])
+			return b
+		})
+		wantDamage(t, check(t, folder, Quick), "")
+		remove(t, kept)
+	}
 }
 
 // D2: values that a column should not hold are reported, and no damage.

@@ -86,6 +86,7 @@ type checker struct {
 	mode   Mode
 	limit  int64 // of an overlay, in bytes
 	files  map[string]tree.Entry
+	named  map[string]*naming // by the path of ChromaDB's database; see torn
 	report Report
 }
 

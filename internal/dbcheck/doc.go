@@ -5,14 +5,16 @@
 // journal is rolled back and a WAL is read, in memory: what SQLite writes on the
 // way goes to an overlay above the view. A vector index (a segment) is a folder
 // with an index_metadata.pickle; its files state how many vectors they hold, and
-// have to agree.
+// have to agree, if the chroma.sqlite3 beside the folder names it: ChromaDB leaves the
+// folders of deleted collections behind.
 //
 // The promises:
 //
 //   - D1 The view is never written to, and nothing is copied to disk.
 //   - D2 What is called damage is damage. What cannot be judged (a journal that
 //     needs more memory than it may have, a format that is not known, SQLite
-//     itself failing) is a doubt: it says so, and damage it is not.
+//     itself failing) is a doubt: it says so, and damage it is not. Only a torn
+//     segment counts as used where that cannot be read.
 //   - D3 Memory is bounded and given back: a page cache of 2 MiB, all that SQLite
 //     takes at most 64 MiB outside of Go's heap, the overlay at most 64 MiB.
 //   - D4 It ends with its context.

@@ -83,21 +83,18 @@ func (c *checker) segment(folder string) error {
 	size := func(name string) uint64 { return uint64(c.files[path.Join(folder, name)].Size) }
 	for _, name := range segmentNames {
 		if _, ok := c.files[path.Join(folder, name)]; !ok {
-			c.damaged(folder, "%s is missing", name)
-			return nil
+			return c.torn(folder, "%s is missing", name)
 		}
 	}
 	if size(pickleName) == 0 {
-		c.damaged(folder, "%s is empty", pickleName)
-		return nil
+		return c.torn(folder, "%s is empty", pickleName)
 	}
 	last, err := c.read(path.Join(folder, pickleName), int64(size(pickleName))-1, 1)
 	if err != nil {
 		return err
 	}
 	if last[0] != pickleStop {
-		c.damaged(folder, "%s is cut off", pickleName)
-		return nil
+		return c.torn(folder, "%s is cut off", pickleName)
 	}
 	head, err := c.read(path.Join(folder, headerName), 0, int64(min(size(headerName), headerSize)))
 	if err != nil {
@@ -108,10 +105,10 @@ func (c *checker) segment(folder string) error {
 	case errors.Is(err, errUnknownHeader):
 		c.doubt(folder, "not checked: %v", err)
 	case err != nil:
-		c.damaged(folder, "%v", err)
+		return c.torn(folder, "%v", err)
 	default:
 		if what := h.agree(size(level0Name), size(lengthName), size(linksName)); what != "" {
-			c.damaged(folder, "%s", what)
+			return c.torn(folder, "%s", what)
 		}
 	}
 	return nil

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/chromafs/chromafs/internal/tree"
 )
 
 // element is what a vector takes in data_level0.bin, for vectors of 8 floats.
@@ -21,8 +23,17 @@ func headerOf(count uint64) []byte {
 	return b
 }
 
+// segmentsTable makes ChromaDB's table of segments, in which some are named.
+func segmentsTable(ids ...string) string {
+	script := `CREATE TABLE "segments" (id TEXT PRIMARY KEY, type TEXT NOT NULL, scope TEXT NOT NULL, collection TEXT NOT NULL);` + "\n"
+	for _, id := range ids {
+		script += "INSERT INTO segments VALUES('" + id + "', 'urn:chroma:segment/vector/hnsw-local-persisted', 'VECTOR', 'c');\n"
+	}
+	return script
+}
+
 // segment makes a folder as ChromaDB's persist leaves it: count vectors in files
-// that had room for some at first.
+// that had room for some at first. The database beside it names it.
 func segment(t *testing.T, count, room int) string {
 	t.Helper()
 	folder := t.TempDir()
@@ -39,6 +50,7 @@ func segment(t *testing.T, count, room int) string {
 			t.Fatal(err)
 		}
 	}
+	sqlite(t, folder, ".open "+chromaName+"\n"+segmentsTable("segment"))
 	return folder
 }
 
@@ -86,6 +98,159 @@ func TestTornSegmentsAreFound(t *testing.T) {
 			t.Errorf("without %s: %v", name, r)
 		}
 	}
+}
+
+// tornSegment makes one, and a database beside it by a script instead.
+func tornSegment(t *testing.T, script string) (folder string) {
+	t.Helper()
+	folder = segment(t, 1000, 100)
+	remove(t, filepath.Join(folder, "segment", linksName))
+	remove(t, filepath.Join(folder, chromaName))
+	sqlite(t, folder, ".open "+chromaName+"\n"+script)
+	return folder
+}
+
+// D2: ChromaDB leaves the folder of a deleted collection behind, torn or not.
+func TestATornSegmentThatIsNotInUseIsADoubt(t *testing.T) {
+	for name, test := range map[string]struct{ script, want string }{
+		"not named":      {segmentsTable("other"), "does not name it"},
+		"deleted":        {segmentsTable("segment", "other") + "DELETE FROM segments WHERE id = 'segment';", "does not name it"},
+		"another table":  {"CREATE TABLE t(id); INSERT INTO t VALUES('segment');", "has no segments.id"},
+		"another column": {"CREATE TABLE segments(name); INSERT INTO segments VALUES('segment');", "has no segments.id"},
+		"no database":    {".system rm " + chromaName, "does not exist"},
+		"an empty one":   {"", "has no segments.id"},
+	} {
+		t.Run(name, func(t *testing.T) { wantDoubt(t, check(t, tornSegment(t, test.script), Quick), test.want) })
+	}
+}
+
+// wantTorn wants the segment to be damage, and nothing else that is said of it.
+func wantTorn(t *testing.T, r Report, path string) {
+	t.Helper()
+	torn := 0
+	for _, f := range r.Damage {
+		if f.Path == path && strings.Contains(f.What, linksName+" is missing") {
+			torn++
+		}
+	}
+	for _, f := range r.Doubts {
+		if f.Path == path {
+			t.Errorf("a doubt: %v", f)
+		}
+	}
+	if torn != 1 {
+		t.Errorf("damage %v, doubts %v, want damage of %s", r.Damage, r.Doubts, path)
+	}
+}
+
+// The database is read as SQLite finds it: a deletion that was not committed is none.
+func TestADeletionThatWasNotCommittedLeavesASegmentInUse(t *testing.T) {
+	folder, work := tornSegment(t, ""), t.TempDir()
+	sqlite(t, work, ".open "+chromaName+"\n"+segmentsTable("segment")+fill+"PRAGMA cache_size=10; BEGIN; DELETE FROM segments;"+rewrite+
+		".system cp "+chromaName+" "+chromaName+"-journal "+folder+"\nROLLBACK;")
+	wantTorn(t, check(t, folder, Quick), "segment")
+	remove(t, filepath.Join(folder, chromaName+"-journal"))
+	if r := check(t, folder, Quick); len(r.Doubts) != 1 || r.Doubts[0].Path != "segment" {
+		t.Errorf("without its journal the database holds no deletion: %v", r)
+	}
+}
+
+func TestADeletionInAWALLeavesASegmentUnused(t *testing.T) {
+	folder := tornSegment(t, ".dbconfig no_ckpt_on_close on\nPRAGMA journal_mode=WAL;"+segmentsTable("segment")+
+		"PRAGMA wal_checkpoint(TRUNCATE); DELETE FROM segments;")
+	wantDoubt(t, check(t, folder, Quick), "does not name it")
+	remove(t, filepath.Join(folder, chromaName+"-wal"))
+	wantTorn(t, check(t, folder, Quick), "segment")
+}
+
+// An index is not compared with its table by quick_check.
+func TestTheTableOfSegmentsIsReadNotItsIndex(t *testing.T) {
+	folder := tornSegment(t, `CREATE TABLE segments(id TEXT, type TEXT, scope TEXT, collection TEXT); CREATE INDEX i ON segments(id);
+		PRAGMA writable_schema=ON; DELETE FROM sqlite_schema WHERE name='i';`)
+	// Without the index a row is added; then the index is back.
+	sqlite(t, folder, ".open "+chromaName+`
+		INSERT INTO segments(id) VALUES('segment'); PRAGMA writable_schema=ON;
+		INSERT INTO sqlite_schema SELECT 'index', 'i', 'segments', (SELECT max(rootpage)+1 FROM sqlite_schema), 'CREATE INDEX i ON segments(id)';`)
+	wantTorn(t, check(t, folder, Quick), "segment")
+}
+
+// Where the database cannot be read, a torn segment may be in use.
+func TestATornSegmentBesideAnUnreadableDatabaseIsDamage(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, database string){
+		"page": func(t *testing.T, database string) {
+			edit(t, database, func(b []byte) []byte { clear(b[4096:]); return b })
+		},
+		"no database": func(t *testing.T, database string) {
+			edit(t, database, func(b []byte) []byte { clear(b); return b })
+		},
+		"link": func(t *testing.T, database string) {
+			err := errors.Join(os.Rename(database, database+".real"), os.Symlink(filepath.Base(database)+".real", database))
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			folder := tornSegment(t, segmentsTable("other"))
+			spoil(t, filepath.Join(folder, chromaName))
+			wantTorn(t, check(t, folder, Quick), "segment")
+		})
+	}
+	t.Run("journal", func(t *testing.T) {
+		folder, work := tornSegment(t, ""), t.TempDir()
+		sqlite(t, work, ".open "+chromaName+"\n"+segmentsTable("other")+fill+"PRAGMA cache_size=10; BEGIN;"+rewrite+
+			".system cp "+chromaName+" "+chromaName+"-journal "+folder+"\nROLLBACK;")
+		c := &checker{ctx: t.Context(), view: view(t, folder), mode: Quick, limit: 64 << 10, files: map[string]tree.Entry{}}
+		for _, e := range c.view.Entries() {
+			c.files[e.Path] = e
+		}
+		if err := c.segment("segment"); err != nil {
+			t.Fatal(err)
+		}
+		wantTorn(t, c.report, "segment")
+	})
+}
+
+// The database that says so is the one beside the folder, and is read once.
+func TestEachFolderHasItsOwnDatabase(t *testing.T) {
+	folder := t.TempDir()
+	for name, script := range map[string]string{"used": segmentsTable("one", "two"), "left": segmentsTable(), "none": ""} {
+		for _, id := range []string{"one", "two"} {
+			if err := os.MkdirAll(filepath.Join(folder, name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(filepath.Join(tornSegment(t, ""), "segment"), filepath.Join(folder, name, id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if name != "none" {
+			sqlite(t, filepath.Join(folder, name), ".open "+chromaName+"\n"+script)
+		}
+	}
+	opened := map[string]int{}
+	v := &countingView{View: view(t, folder), opened: opened}
+	pickles := func(p string) bool { return filepath.Base(p) == pickleName }
+	r, err := Check(t.Context(), v, Quick, pickles)
+	if err != nil || len(r.Damage) != 2 || len(r.Doubts) != 4 || r.Segments != 6 {
+		t.Errorf("%v, %v", r, err)
+	}
+	wantTorn(t, r, "used/one")
+	wantTorn(t, r, "used/two")
+	for _, name := range []string{"used/", "left/"} {
+		if n := opened[name+chromaName]; n != 1 {
+			t.Errorf("%s was read %d times", name, n)
+		}
+	}
+}
+
+type countingView struct {
+	View
+	opened map[string]int
+}
+
+func (v *countingView) Open(path string) (tree.Reader, error) {
+	v.opened[path]++
+	return v.View.Open(path)
 }
 
 func TestAFolderWithoutPickleIsNoSegmentYet(t *testing.T) {
