@@ -38,26 +38,23 @@ func (c *checker) database(e tree.Entry) error {
 		pragma = "PRAGMA integrity_check"
 	}
 	var found verdict
-	a, err := c.ask(e.Path, func(db *sqlite3.Conn) error { return found.collect(db, pragma) })
+	failed, err := c.ask(e.Path, func(db *sqlite3.Conn) error { return found.collect(db, pragma) })
 	switch {
 	case err != nil:
 		return err
-	case errors.Is(a.failed, errOverlay):
-		c.doubt(e.Path, "not checked: %v", a.failed)
+	case errors.Is(failed, errOverlay):
+		c.doubt(e.Path, "not checked: %v", failed)
 		return nil
-	case a.failed != nil && isDamage(a.failed):
-		found.damage = append(found.damage, a.failed.Error())
-	case a.failed != nil:
-		c.doubt(e.Path, "not checked: %s", oneLine(a.failed.Error()))
+	case failed != nil && isDamage(failed):
+		found.damage = append(found.damage, failed.Error())
+	case failed != nil:
+		c.doubt(e.Path, "not checked: %s", oneLine(failed.Error()))
 	}
 	if len(found.odd) > 0 {
 		c.doubt(e.Path, "%s%s", oneLine(found.odd[0]), more(len(found.odd)-1))
 	}
-	switch {
-	case len(found.damage) > 0:
+	if len(found.damage) > 0 {
 		c.damaged(e.Path, "%s%s", oneLine(found.damage[0]), more(len(found.damage)-1))
-	case a.super != "":
-		c.doubt(e.Path, "it takes part in a transaction with another database, which SQLite rolls back only where it finds %s", a.super)
 	}
 	return nil
 }
@@ -74,35 +71,28 @@ func isDamage(err error) bool {
 	return errors.Is(err, sqlite3.CORRUPT) || errors.Is(err, sqlite3.NOTADB) || errors.Is(err, sqlite3.IOERR_SHORT_READ)
 }
 
-// answer is how SQLite did with a database.
-type answer struct {
-	failed error  // SQLite gave up
-	super  string // the super-journal that its answer hangs on, "" if none
-}
-
-// ask opens a database of the view and does something with it. An error means that
-// the view could not be read, or that the context ended.
-func (c *checker) ask(path string, do func(db *sqlite3.Conn) error) (a answer, err error) {
+// ask opens a database of the view and does something with it. failed is why SQLite
+// gave up; an error means that the view could not be read, or that the context ended.
+func (c *checker) ask(path string, do func(db *sqlite3.Conn) error) (failed, err error) {
 	v, err := c.newViewVFS(path)
 	if err != nil {
-		return a, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, v.close()) }()
-	a.failed = c.connect(v, do)
-	a.super = v.super
+	failed = c.connect(v, do)
 	if v.overlaid > maxOverlay/8 {
 		v.files = nil
 		debug.FreeOSMemory() // the daemon may be idle for an hour from here on (D3)
 	}
 	switch {
 	case c.ctx.Err() != nil:
-		return a, context.Cause(c.ctx)
+		return nil, context.Cause(c.ctx)
 	case errors.Is(v.err, errOverlay):
-		a.failed = fmt.Errorf("%w (%d MiB at most)", v.err, v.limit>>20)
+		failed = fmt.Errorf("%w (%d MiB at most)", v.err, v.limit>>20)
 	case v.err != nil:
-		return a, v.err
+		return nil, v.err
 	}
-	return a, nil
+	return failed, nil
 }
 
 // connect opens what v shows. Whatever a damaged file does to SQLite, the mount must

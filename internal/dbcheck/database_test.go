@@ -325,7 +325,7 @@ func superJournal(t *testing.T, journal, super string) {
 }
 
 // A transaction over two databases was committed where its super-journal is gone: what
-// is half written then stays so. With it, SQLite rolls back, if it finds it.
+// is half written then stays so. With it, a view has it rolled back.
 func TestATransactionOverTwoDatabases(t *testing.T) {
 	folder := t.TempDir()
 	if err := os.Mkdir(filepath.Join(folder, "a"), 0o755); err != nil {
@@ -340,7 +340,9 @@ func TestATransactionOverTwoDatabases(t *testing.T) {
 		if err := os.WriteFile(kept, []byte("/mnt/db-journal\x00/mnt/other-journal\x00"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		wantDoubt(t, check(t, folder, Quick), "another database")
+		if r := check(t, folder, Quick); len(r.Damage)+len(r.Doubts) > 0 {
+			t.Errorf("%s: %v", super, r)
+		}
 		// What the rollback leaves damaged is damaged in any case.
 		edit(t, filepath.Join(folder, "db-journal"), func(b []byte) []byte {
 			clear(b[len(b)/2:][:1<<14])

@@ -71,7 +71,7 @@ func (c *checker) readNaming(database string) (*naming, error) {
 		return n, nil
 	}
 	known := false
-	a, err := c.ask(database, func(db *sqlite3.Conn) error {
+	failed, err := c.ask(database, func(db *sqlite3.Conn) error {
 		err := eachRow(db, "SELECT name FROM pragma_table_info('segments') WHERE name = 'id'", func(string) { known = true })
 		if err != nil || !known {
 			return err
@@ -86,8 +86,8 @@ func (c *checker) readNaming(database string) (*naming, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case a.failed != nil:
-		n.unknown = "which would say so, cannot be read: " + oneLine(a.failed.Error())
+	case failed != nil:
+		n.unknown = "which would say so, cannot be read: " + oneLine(failed.Error())
 	case !known:
 		n.nothing = "has no segments.id"
 	}

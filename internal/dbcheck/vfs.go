@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"path"
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/vfs"
@@ -27,18 +26,16 @@ const mainName = "db"
 type viewVFS struct {
 	ctx      context.Context
 	files    map[string]*overlay // by SQLite's name
-	view     map[string]tree.Entry
 	closers  []io.Closer
 	overlaid int64 // bytes in blocks of overlays
 	limit    int64 // of these
 
-	err   error  // the first that SQLite was given; SQLite does not keep it
-	super string // a super-journal that SQLite asked for, and the view has
+	err error // the first that SQLite was given; SQLite does not keep it
 }
 
 // newViewVFS opens what the view has of a database.
 func (c *checker) newViewVFS(name string) (*viewVFS, error) {
-	v := &viewVFS{ctx: c.ctx, files: map[string]*overlay{}, view: c.files, limit: c.limit}
+	v := &viewVFS{ctx: c.ctx, files: map[string]*overlay{}, limit: c.limit}
 	for _, suffix := range []string{"", journalSuffix, walSuffix} {
 		e, ok := c.files[name+suffix]
 		if !ok {
@@ -74,34 +71,10 @@ func (v *viewVFS) fail(err error) error {
 	return sqlite3.IOERR
 }
 
-// isSuper reports whether the view has the super-journal of that name. A journal of a
-// transaction over several databases names one, by its whole path at the application's
-// place: such a journal counts as long as that file exists. Which folder of that path
-// the view is, is not known, so its random last part decides. What the view does not
-// have is gone, at the least for whoever restores it: SQLite then takes the transaction
-// for committed. (The mount's views have none: what it would decide is decided there.)
-func (v *viewVFS) isSuper(name string) bool {
-	folder, base := path.Split(name)
-	if folder == "" { // one of the database's own
-		return false
-	}
-	for p := range v.view {
-		if path.Base(p) == base {
-			v.super = base
-			return true
-		}
-	}
-	return false
-}
-
 // Open implements vfs.VFS.
 func (v *viewVFS) Open(name string, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag, error) {
 	if name == "" {
 		return nil, flags, sqlite3.CANTOPEN
-	}
-	if flags&vfs.OPEN_SUPER_JOURNAL != 0 {
-		// To see whose journals it still needs before it is deleted: nobody's here.
-		return v.overlay(tree.Entry{Path: name}, nil), flags, nil
 	}
 	o := v.files[name]
 	if o == nil {
@@ -123,9 +96,12 @@ func (v *viewVFS) Delete(name string, _ bool) error {
 	return nil
 }
 
-// Access implements vfs.VFS.
+// Access implements vfs.VFS. A journal of a transaction over several databases may
+// name a super-journal by its whole path: that is never here, as it is not for whoever
+// restores the snapshot, and SQLite then takes the transaction for committed. Where it
+// is not, the view has cut the name off (package superjournal).
 func (v *viewVFS) Access(name string, _ vfs.AccessFlag) (bool, error) {
-	return v.files[name] != nil || v.isSuper(name), nil
+	return v.files[name] != nil, nil
 }
 
 // FullPathname implements vfs.VFS.
