@@ -46,12 +46,12 @@ func (e *DamagedError) ExitCode() int { return exitcode.Integrity }
 // Hint returns the next step.
 func (e *DamagedError) Hint() string {
 	const others = "or, for a vector index (a folder), delete its collection in ChromaDB and build it again, " +
-		"or publish everything as it is with --verify none"
+		"or publish everything as it is: mount, or snapshot with no mount, with --verify none"
 	if e.LastGood == "" {
 		return "nothing was published; stop the application and repair the file or put a good copy in its place, " + others
 	}
 	return fmt.Sprintf("nothing was published, and history keeps its snapshots; stop the application, unmount, and go back with "+
-		"chromafs restore --at %s DIR (the damaged copy is kept in .chromafs/backups), or repair the file, "+others, e.LastGood)
+		"chromafs restore --at %s DIR (or an older one, see chromafs history list; the damaged copy is kept in .chromafs/backups), or repair the file, "+others, e.LastGood)
 }
 
 // FencedError says that this writer publishes nothing any more. It is ErrFenced.

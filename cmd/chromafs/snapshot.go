@@ -32,7 +32,7 @@ func snapshotCommand() command {
 		name:  "snapshot",
 		args:  "DIR|MOUNTPOINT",
 		short: "take a snapshot now and store it",
-		long: `Of a mount: asks it, and needs no --store. Of a DIR that is not mounted: holds
+		long: `Of a mount: asks it, and goes by its --store, --keep and --verify. Of a DIR that is not mounted: holds
 SQLite's locks on its databases meanwhile, and publishes nothing if something
 else wrote to it.`,
 		setup: func(flags *pflag.FlagSet) runner {
