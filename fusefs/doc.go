@@ -16,7 +16,8 @@
 //
 // Promises kept here (DESIGN §1): F1 an operation answers as on the backing
 // directory (exceptions: docs/semantics.md), F2 no mutation without its mark,
-// F3 fsync is a barrier for the whole mount, F4 a cut never becomes the
-// application's trouble, F5 killing the daemon leaves nothing that cannot die or
-// be replaced, and J1 as far as it is about order. S1 is (*FS).Cut.
+// F3 fsync is a barrier for the whole mount (with one exception, which busyTracker's
+// fsync names), F4 a cut never becomes the application's trouble, F5 killing the
+// daemon leaves nothing that cannot die or be replaced, and J1 as far as it is about
+// order. S1 is (*FS).Cut.
 package fusefs

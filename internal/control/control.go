@@ -87,7 +87,7 @@ type Status struct {
 // Cuts says what the cuts of a mount have cost the application so far.
 type Cuts struct {
 	Count         uint64 `json:"count"`
-	Abandoned     uint64 `json:"abandoned"`       // given up while they were read, for want of scratch space
+	Abandoned     uint64 `json:"abandoned"`       // given up while they were read: too much was overwritten
 	LastWaitUS    int64  `json:"last_wait_us"`    // microseconds from the request to the instant
 	LongestHoldUS int64  `json:"longest_hold_us"` // for which one kept mutations waiting
 	LongestWaitUS int64  `json:"longest_wait_us"` // of a single mutation
