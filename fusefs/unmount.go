@@ -68,8 +68,10 @@ func (f *FS) Unmount(lazy bool) error {
 		return nil // somebody else did
 	default:
 	}
+	held := f.fsys.push.holds() // before the try that it may have been in the way of
 	err := unmount(f.mountpoint, lazy)
-	for until := time.Now().Add(releaseGrace); errors.Is(err, syscall.EBUSY) && f.fsys.push.holds() && time.Now().Before(until); {
+	for until := time.Now().Add(releaseGrace); errors.Is(err, syscall.EBUSY) && held && time.Now().Before(until); {
+		held = f.fsys.push.holds()
 		if err := pause(context.Background(), releasePause); err != nil {
 			return err
 		}
