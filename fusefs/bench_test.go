@@ -31,6 +31,18 @@ func fillFolders(b *testing.B, dir string, files, size int) (names []string) {
 	return names
 }
 
+// openFilled makes files and opens them for writing until the benchmark ends.
+func openFilled(b *testing.B, fx *fixture, count int) (files []*os.File) {
+	b.Helper()
+	for _, name := range fillFolders(b, fx.mnt, count, 4096) {
+		f, err := os.OpenFile(in(fx.mnt, name), os.O_RDWR, 0)
+		must(b, err)
+		b.Cleanup(func() { f.Close() })
+		files = append(files, f)
+	}
+	return files
+}
+
 // What an fsync costs, by how many files are open for writing. Clean: nothing else
 // is written; dirty: one other file of those is, each time.
 func BenchmarkBarrier(b *testing.B) {
@@ -38,13 +50,7 @@ func BenchmarkBarrier(b *testing.B) {
 		for _, dirty := range []bool{false, true} {
 			b.Run(fmt.Sprintf("open=%d/dirty=%t", open, dirty), func(b *testing.B) {
 				fx := mounted(b)
-				var files []*os.File
-				for _, name := range fillFolders(b, fx.mnt, open, 4096) {
-					f, err := os.OpenFile(in(fx.mnt, name), os.O_RDWR, 0)
-					must(b, err)
-					defer f.Close()
-					files = append(files, f)
-				}
+				files := openFilled(b, fx, open)
 				must(b, files[0].Sync()) // opens the descriptors to push through
 				var slowest time.Duration
 				for i := 0; b.Loop(); i++ {
@@ -95,13 +101,7 @@ func BenchmarkCutOfOpenFiles(b *testing.B) {
 	for _, open := range []int{10, 1000, 5000} {
 		b.Run(fmt.Sprintf("open=%d", open), func(b *testing.B) {
 			fx := mounted(b)
-			var files []*os.File
-			for _, name := range fillFolders(b, fx.mnt, open, 4096) {
-				f, err := os.OpenFile(in(fx.mnt, name), os.O_RDWR, 0)
-				must(b, err)
-				defer f.Close()
-				files = append(files, f)
-			}
+			files := openFilled(b, fx, open)
 			for i := 0; b.Loop(); i++ {
 				_, err := files[i%open].WriteAt([]byte{byte(i)}, 100)
 				must(b, err)

@@ -373,7 +373,7 @@ func (g *undoLog) save(m *mutation) error {
 			continue
 		}
 		off := b * undoBlock
-		n, err := preadFull(f.fd, block[:min(undoBlock, f.size-off)], off)
+		n, err := preadAll(f.fd, block[:min(undoBlock, f.size-off)], off)
 		if err != nil {
 			return fmt.Errorf("read what a persist is about to change: %w", err)
 		}
@@ -444,23 +444,6 @@ func (g *undoLog) closeLocked() {
 		unix.Close(f.fd)
 		delete(g.files, key)
 	}
-}
-
-// preadFull reads len(b) bytes, fewer only at the end of the file.
-func preadFull(fd int, b []byte, off int64) (n int, err error) {
-	for n < len(b) {
-		k, err := unix.Pread(fd, b[n:], off+int64(n))
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return n, err
-		case k == 0:
-			return n, nil
-		}
-		n += k
-	}
-	return n, nil
 }
 
 // bootID tells one run of the machine from the next; "" where nobody knows.
