@@ -258,7 +258,7 @@ func (r *restorer) fillFile(ctx context.Context, g *errgroup.Group, root, local 
 	j.left.Store(int64(len(e.Parts)))
 	for part := range e.Parts {
 		g.Go(func() error {
-			err := ctx.Err()
+			err := objstore.Ended(ctx)
 			if err == nil {
 				err = r.fillPart(ctx, j, part)
 			}
