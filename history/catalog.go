@@ -158,8 +158,19 @@ func decodeManifestOf(id ID, data []byte) (*Manifest, error) {
 }
 
 // missing says what it means that an object of a snapshot is not there: rotated
-// away is ErrGone, listed all the same is the error damage.
+// away is ErrGone, listed all the same is the error damage. So it is with a branch
+// that is not complete, or is.
 func (c *Catalog) missing(ctx context.Context, id ID, damage error) error {
+	if id.IsBranch() {
+		found, err := c.scan(ctx, SnapshotPrefix(id))
+		switch {
+		case err != nil:
+			return fmt.Errorf("look whether branch %s is still there: %w", id, err)
+		case found.folders[id].complete(id):
+			return damage
+		}
+		return fmt.Errorf("branch %s: %w", id, ErrGone)
+	}
 	h, _, err := c.readHead(ctx)
 	switch {
 	case errors.Is(err, objstore.ErrNotFound), err == nil && h.Lists(id):

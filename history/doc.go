@@ -17,6 +17,8 @@
 //   - H1: a manifest is create-only and nothing under a listed id is written again.
 //   - H2: Rotate keeps the newest by sequence; no function removes the newest.
 //   - H3: Remove refuses what the head lists: off the list first, then the objects.
+//   - W2: a branch is complete when its manifest is there, which is stored last and
+//     removed first. Rotation takes none that any clock says to be younger than a day.
 //   - R1: Restore checks every byte against the manifest, tries the other copy,
 //     then names file and part.
 //   - R2: Restore stages beside the old copy and moves it in under a durable

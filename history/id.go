@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"regexp"
-	"strings"
 	"time"
 )
 
@@ -17,7 +16,7 @@ type ID string
 
 const idTime = "20060102T150405.000Z"
 
-var idPattern = regexp.MustCompile(`^\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{4}(-branch-[0-9a-zA-Z]{1,64})?$`)
+var idPattern = regexp.MustCompile(`^\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{4}(` + branchMark + `[0-9a-zA-Z]{1,64})?$`)
 
 // NewID returns an id for a snapshot made at now, its tail read from rnd.
 func NewID(now time.Time, rnd io.Reader) (ID, error) {
@@ -49,7 +48,7 @@ func (id ID) Time() time.Time {
 }
 
 // IsBranch reports whether the id names what a fenced writer stored aside.
-func (id ID) IsBranch() bool { return strings.Contains(string(id), "-branch-") }
+func (id ID) IsBranch() bool { return id.BranchOf() != "" }
 
 // NewNonce returns a random value that tells two writes of manifest.json apart
 // even where all else in them is equal.

@@ -60,8 +60,12 @@ func (c *Catalog) listed(ctx context.Context, id ID) Listed {
 }
 
 // Resolve returns the listed snapshot that a person means by text: its id, the
-// beginning of it that no other one has, or "" or "latest" for the newest.
+// beginning of it that no other one has, or "" or "latest" for the newest. What names
+// none of them may name a branch in the same ways.
 func (c *Catalog) Resolve(ctx context.Context, text string) (ID, error) {
+	if ID(text).IsBranch() { // there may be no listed one
+		return c.resolveBranch(ctx, text)
+	}
 	h, _, err := c.Head(ctx)
 	if err != nil {
 		return "", err
@@ -78,7 +82,10 @@ func (c *Catalog) Resolve(ctx context.Context, text string) (ID, error) {
 			found = append(found, id)
 		}
 	}
-	if len(found) == 1 {
+	switch len(found) {
+	case 0:
+		return c.resolveBranch(ctx, text)
+	case 1:
 		return found[0], nil
 	}
 	return "", &UnknownIDError{Text: text, Matches: len(found)}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/chromafs/chromafs/internal/failpoint"
@@ -19,7 +18,8 @@ func Rotate(ids []ID, keep int) (kept, removed []ID) {
 }
 
 // Remove deletes a snapshot's objects and aborts its unfinished uploads. It refuses
-// an id that the head lists (H3). It is idempotent: repeat it after an error.
+// an id that the head lists (H3). A branch stops being complete before anything else
+// of it goes. It is idempotent: repeat it after an error.
 func (c *Catalog) Remove(ctx context.Context, id ID) error {
 	h, _, err := c.Head(ctx)
 	if err != nil && !errors.Is(err, ErrNoBackup) {
@@ -35,6 +35,11 @@ func (c *Catalog) Remove(ctx context.Context, id ID) error {
 		return err
 	}
 	keys := []string{ManifestKey(id)} // first, so that half a snapshot has none
+	if id.IsBranch() {                // by a request of its own: no store promises the order of a batch
+		if err := c.store.Delete(ctx, keys); err != nil {
+			return fmt.Errorf("remove branch %s: %w", id, err)
+		}
+	}
 	for obj, err := range c.store.List(ctx, SnapshotPrefix(id)) {
 		if err != nil {
 			return fmt.Errorf("remove snapshot %s: %w", id, err)
@@ -100,15 +105,15 @@ type PruneReport struct {
 	Removed  []ID     // snapshots that no list names: their objects are gone
 	Bytes    int64    // that these held
 	Spared   []ID     // such snapshots that are younger than the age
-	Branches []ID     // what fenced writers stored aside; left alone
+	Branches []ID     // complete ones, which fenced writers stored aside; left alone
 	Unknown  []string // names in history/ that are no ids; left alone
 	Uploads  int      // unfinished uploads that were aborted
 }
 
-// Prune removes snapshots that the head does not list and unfinished uploads, both
-// only when they are older than age. A snapshot is as old as the younger of its id
-// and its last object. Branches stay, and so does a whole snapshot where nothing
-// was published yet: it is the only one.
+// Prune removes snapshots that the head does not list, branches that were never
+// completed and unfinished uploads, all only when they are older than age. A snapshot
+// is as old as the younger of its id and its last object. Complete branches stay, and
+// so does a whole snapshot where nothing was published yet: it is the only one.
 func (c *Catalog) Prune(ctx context.Context, now time.Time, age time.Duration) (PruneReport, error) {
 	var report PruneReport
 	h, _, err := c.Head(ctx)
@@ -126,7 +131,7 @@ func (c *Catalog) Prune(ctx context.Context, now time.Time, age time.Duration) (
 		f := found.folders[id]
 		switch {
 		case h.Lists(id):
-		case id.IsBranch():
+		case id.IsBranch() && f.complete(id):
 			report.Branches = append(report.Branches, id)
 		case young(f.newest), young(id.Time()), empty != nil && empty.Unpublished == id:
 			report.Spared = append(report.Spared, id)
@@ -151,7 +156,7 @@ func (c *Catalog) pruneUploads(ctx context.Context, young func(time.Time) bool) 
 		return 0, err
 	}
 	for _, u := range uploads {
-		if name, _, _ := snapshotOf(u.Key); strings.Contains(name, "-branch-") || young(u.Started) {
+		if young(u.Started) {
 			continue
 		}
 		if err := c.store.AbortUpload(ctx, u); err != nil {

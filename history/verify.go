@@ -25,13 +25,15 @@ type VerifyReport struct {
 // ErrIntegrity.
 func (c *Catalog) Verify(ctx context.Context, id ID) (VerifyReport, error) {
 	report := VerifyReport{ID: id}
-	h, _, err := c.Head(ctx)
-	if err != nil {
-		return report, fmt.Errorf("verify %s: %w", id, err)
-	}
 	want := ""
-	if h.Newest.ID == id {
-		want = h.Newest.ManifestSHA256
+	if !id.IsBranch() { // of which the head knows nothing
+		h, _, err := c.Head(ctx)
+		if err != nil {
+			return report, fmt.Errorf("verify %s: %w", id, err)
+		}
+		if h.Newest.ID == id {
+			want = h.Newest.ManifestSHA256
+		}
 	}
 	m, err := c.Manifest(ctx, id, want)
 	if err != nil {
