@@ -27,6 +27,16 @@
 // that is not listed that step 9 is. So one mechanism finishes or collects
 // whatever a failure or a crash left, at the end of the next snapshot.
 //
+// A writer that another one has taken over from, or whose base the store has moved on
+// from, stores branches instead, on the same schedule: steps 1 to 4 under an id that
+// no list ever names, with the last branch as a source of copies beside the base. The
+// journal is not told: by it DIR has diverged, whatever was stored. A branch is complete
+// when its manifest is there. The last complete one stays pending, so that the next
+// one, in this process or another, knows what not to send again; no other complete
+// one does, and none is deleted for being pending: only half of one is. Rotation
+// counts branches by themselves, per writer: the writer's own by itself, all by the one
+// that publishes, and never one that any clock says to be younger than a day.
+//
 // The promises kept here:
 //
 //   - S1 Snapshot returns a snapshot whose cut was taken after it was called.
@@ -40,7 +50,8 @@
 //   - J2 The acknowledgement carries the number of the cut.
 //   - S5 What a check found damaged is not published, and takes nothing off the list.
 //   - W1 The epoch of a takeover fences the writer before it, which then publishes
-//     nothing, deletes nothing and says so.
+//     nothing, deletes nothing that is listed and says so.
+//   - W2 What that writer holds is stored as a branch, whole, and can be restored.
 //   - F4 A failed snapshot leaves the marks; Run tries again for ever.
 //
 // Not promised: that `current` is one instant (DESIGN §4).

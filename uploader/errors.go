@@ -54,26 +54,54 @@ func (e *DamagedError) Hint() string {
 		"chromafs restore --at %s DIR (or an older one, see chromafs history list; the damaged copy is kept in .chromafs/backups), or repair the file, "+others, e.LastGood)
 }
 
-// FencedError says that this writer publishes nothing any more. It is ErrFenced.
+// FencedError says that this writer publishes nothing in the list any more, and what
+// became of what it holds. It is ErrFenced.
 type FencedError struct {
-	Store string // as the store calls itself
-	Err   error  // how that was found out
+	Store  string     // as the store calls itself
+	Err    error      // how that was found out
+	Branch history.ID // holds what this writer does; "" where there is none
+	Failed error      // why there is none; nil: nothing here differs from what was published
 }
 
 // Error implements error.
 func (e *FencedError) Error() string {
-	return fmt.Sprintf("%v: %s: %v", ErrFenced, e.Store, e.Err)
+	msg := fmt.Sprintf("%v: %s: %v", ErrFenced, e.Store, e.Err)
+	switch {
+	case e.Branch != "":
+		return msg + "; what this one holds is stored as the branch " + string(e.Branch)
+	case e.Failed != nil:
+		return msg + "; what this one holds could not be stored as a branch: " + e.Failed.Error()
+	}
+	return msg
 }
 
-// Unwrap makes the error both ErrFenced and its cause.
-func (e *FencedError) Unwrap() []error { return []error{ErrFenced, e.Err} }
+// Unwrap makes the error ErrFenced, its cause, and why there is no branch.
+func (e *FencedError) Unwrap() []error {
+	errs := []error{ErrFenced, e.Err}
+	if e.Failed != nil {
+		errs = append(errs, e.Failed)
+	}
+	return errs
+}
 
-// ExitCode returns exitcode.Conflict.
+// ExitCode returns exitcode.Conflict: what is published is not what this writer holds.
 func (e *FencedError) ExitCode() int { return exitcode.Conflict }
 
 // Hint returns the next step.
 func (e *FencedError) Hint() string {
-	return "this one keeps serving and publishes nothing; stop it: its next mount brings the store's newest snapshot and keeps what was written here in .chromafs/backups"
+	const next = "this one keeps serving, and the list of snapshots is the other's; stop it: its next mount brings the store's newest snapshot"
+	switch {
+	case e.Branch != "":
+		return next + " and keeps what was written here in .chromafs/backups too. To go on with the branch instead: " +
+			restoreCommand(e.Branch) + ", then mount"
+	case e.Failed != nil:
+		hint := next + ", stores what was written here as a branch and keeps it in .chromafs/backups"
+		if own := exitcode.Hint(e.Failed); own != "" {
+			hint += "; " + own
+		}
+		return hint
+	}
+	return next
 }
 
 // leaderGone is what those joined to a snapshot get when the caller that took it

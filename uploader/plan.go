@@ -174,9 +174,11 @@ func (p *plan) withSlot(ctx context.Context, f func() error) error {
 }
 
 // changed reports whether an entry differs from the previous snapshot's.
-func (it *item) changed() bool {
-	return it.base.Path == "" || it.base.Mode != it.rec.Mode || it.base.UID != it.rec.UID || it.base.GID != it.rec.GID ||
-		!it.rec.SameContent(it.base)
+func (it *item) changed() bool { return it.base.Path == "" || differs(it.base, it.rec) }
+
+// differs reports whether two records of a path are not the same to a snapshot.
+func differs(a, b tree.Record) bool {
+	return a.Mode != b.Mode || a.UID != b.UID || a.GID != b.GID || !b.SameContent(a)
 }
 
 // records returns what the snapshot holds. Where nothing was stored the objects

@@ -1,6 +1,7 @@
 package uploader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,24 +16,45 @@ import (
 )
 
 // snapshot takes the steps of the package's doc, with the turn held. sealed is
-// called right before the first cut. Where a view is damaged, one more is cut: what
-// was torn may be whole by then.
+// called right before the first cut. A writer that has to stand aside, or finds out
+// on the way that it has to, stores a branch.
 func (u *Uploader) snapshot(ctx context.Context, sealed func()) (Result, error) {
+	if u.aside() == nil {
+		res, err := u.mainSnapshot(ctx, sealed)
+		if err == nil || u.aside() == nil {
+			return res, err
+		}
+		u.o.Log.Error("this writer publishes nothing any more; what it holds is stored as branches", "error", err)
+	}
+	sealed()
+	res, err := u.branch(ctx)
+	res.Aside = true
+	return res, err
+}
+
+func (u *Uploader) mainSnapshot(ctx context.Context, sealed func()) (Result, error) {
 	if err := u.confirm(ctx); err != nil {
 		return Result{}, err
 	}
 	sealed()
-	res, err := u.cutAndPublish(ctx)
+	return u.untilWhole(ctx, func(ctx context.Context) (Result, error) { return u.withCut(ctx, u.publishCut) })
+}
+
+// untilWhole takes a snapshot and, where the view is damaged, one more: what was torn
+// may be whole by then.
+func (u *Uploader) untilWhole(ctx context.Context, take func(context.Context) (Result, error)) (Result, error) {
+	res, err := take(ctx)
 	var damaged *DamagedError
 	if !errors.As(err, &damaged) || ctx.Err() != nil {
 		return res, err
 	}
 	u.suspect = true
 	u.o.Log.Warn("what was cut is damaged and is not published; cutting once more", "damage", damaged.Damage)
-	return u.cutAndPublish(ctx)
+	return take(ctx)
 }
 
-func (u *Uploader) cutAndPublish(ctx context.Context) (Result, error) {
+// withCut hands a cut to f.
+func (u *Uploader) withCut(ctx context.Context, f func(context.Context, View, time.Time) (Result, error)) (Result, error) {
 	start := u.o.Now()
 	view, err := u.o.Cut(ctx)
 	if err != nil {
@@ -46,6 +68,10 @@ func (u *Uploader) cutAndPublish(ctx context.Context) (Result, error) {
 	if err := failpoint.Hit("uploader/after-cut"); err != nil {
 		return Result{}, err
 	}
+	return f(ctx, view, start)
+}
+
+func (u *Uploader) publishCut(ctx context.Context, view View, start time.Time) (Result, error) {
 	// A mark made since hides one that precedes the cut, so any mark counts: what
 	// was only touched since turns out to be the same.
 	if u.o.Queue.Dirty().Empty() {
@@ -209,7 +235,7 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	files, bytes := m.Files()
 	res := Result{ID: m.ID, Sequence: m.Sequence, Created: m.Created, Consistency: string(m.Consistency), Files: files,
 		Bytes: bytes, Changed: p.countChanged(), BytesUploaded: t.sent.Load(), Published: true}
-	res.Untidy = u.tidy(ctx, prev)
+	res.Untidy = cmp.Or(u.tidy(ctx, prev), u.rotateOthers(ctx, prev))
 	res.Removed = u.countGone(removed)
 	res.Duration = u.o.Now().Sub(start)
 	u.logPublished(res, removed)
@@ -337,10 +363,10 @@ func (u *Uploader) tidy(ctx context.Context, prev *history.Manifest) (untidy str
 	if u.etag == history.Superseded {
 		return "another writer has taken the store over since"
 	}
-	listed, unlisted := u.pending()
+	listed, unlisted, branches := u.pending()
 	err := u.follow(ctx, prev, listed, unlisted)
 	if err == nil {
-		err = u.collect(ctx, unlisted)
+		err = u.collect(ctx, unlisted, branches)
 	}
 	if err == nil {
 		return ""
@@ -349,16 +375,20 @@ func (u *Uploader) tidy(ctx context.Context, prev *history.Manifest) (untidy str
 	return err.Error()
 }
 
-// pending splits the pending ids by whether the head lists them.
-func (u *Uploader) pending() (listed, unlisted []history.ID) {
+// pending splits the pending ids: those that the head lists, those that it does not,
+// and branches, which it never does.
+func (u *Uploader) pending() (listed, unlisted, branches []history.ID) {
 	for _, id := range u.o.Queue.State().Pending {
-		if id := history.ID(id); u.head.Lists(id) {
+		switch id := history.ID(id); {
+		case id.IsBranch():
+			branches = append(branches, id)
+		case u.head.Lists(id):
 			listed = append(listed, id)
-		} else {
+		default:
 			unlisted = append(unlisted, id)
 		}
 	}
-	return listed, unlisted
+	return listed, unlisted, branches
 }
 
 // follow makes current follow the newest snapshot (step 8).
@@ -414,13 +444,15 @@ func (u *Uploader) repairCurrent(ctx context.Context, next *history.Manifest, li
 	return err
 }
 
-// collect deletes what no list names (step 9).
-func (u *Uploader) collect(ctx context.Context, ids []history.ID) error {
-	for _, id := range ids {
-		if err := u.step("removed", u.o.Catalog.Remove(ctx, id)); err != nil {
+// collect deletes what no list names (step 9), but no complete branch.
+func (u *Uploader) collect(ctx context.Context, unlisted, branches []history.ID) error {
+	for _, id := range unlisted {
+		if err := u.removePending(ctx, id); err != nil {
 			return err
 		}
-		if err := u.o.Queue.DropPending(string(id)); err != nil {
+	}
+	for _, id := range branches {
+		if _, err := u.settle(ctx, id, false); err != nil {
 			return err
 		}
 	}

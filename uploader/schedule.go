@@ -20,15 +20,10 @@ const (
 // written for the time to settle, at most a tenth of the interval after it was due.
 // Failures are tried again for ever, with backoff (F4). It returns nil.
 //
-// A fenced uploader takes no snapshot; Run says so once and waits for the end.
+// It is the same once another writer has taken over, with branches.
 func (u *Uploader) Run(ctx context.Context) error {
 	var since time.Time // since when a snapshot has been due; zero: it is not
 	for {
-		if err := u.isFenced(); err != nil {
-			u.o.Log.Error("this writer publishes nothing any more", "error", err)
-			<-ctx.Done()
-			return nil
-		}
 		now := u.o.Now()
 		var wait time.Duration
 		if wait, since = u.next(now, since); wait > 0 {

@@ -178,21 +178,6 @@ func TestRunGoesOnWhileTheStoreIsDown(t *testing.T) {
 	})
 }
 
-func TestRunStopsTryingWhenFenced(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		other := newWorld(t)
-		other.store = w.store
-		other.open().takeover()
-		w.write("a", []byte("a"))
-		cuts := run(t, w)
-		time.Sleep(24 * time.Hour)
-		expect(t, cuts())
-		if n := w.log.count("publishes nothing any more"); n != 1 || !w.u.Status().Fenced {
-			t.Errorf("said %d times", n)
-		}
-	})
-}
-
 func TestOptionsAreChecked(t *testing.T) {
 	w := newWorld(t).open()
 	good := w.u.o

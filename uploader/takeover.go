@@ -67,7 +67,7 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 // confirm finds out whether this is still the writer, before anything is cut or
 // sent, and learns the list as it is now.
 func (u *Uploader) confirm(ctx context.Context) error {
-	if err := u.isFenced(); err != nil {
+	if err := u.aside(); err != nil {
 		return err
 	}
 	head, etag, err := u.o.Catalog.Head(ctx)

@@ -72,6 +72,7 @@ type Result struct {
 	Duration      time.Duration // from the cut until the last step
 	Removed       int           // snapshots taken off the list and deleted
 	Published     bool          // false: it was the newest before, nothing differs from it
+	Aside         bool          // this writer stands aside: ID is a branch, "" where nothing differs from the journal's base
 	// Untidy says what could not be finished once the snapshot was safe: `current`
 	// or the removal of old ones. It is tried again with the next one. "" mostly.
 	Untidy string
@@ -80,6 +81,7 @@ type Result struct {
 // Status is for people and for `chromafs status`.
 type Status struct {
 	Last       *Result   // the last snapshot that this process took or found unchanged
+	Branch     *Result   // the last branch that it stored or found unchanged
 	LastCut    time.Time // when this process last took a snapshot; zero: never
 	DirtySince time.Time // zero: nothing is dirty
 	DirtyPaths int       // how many marks there are

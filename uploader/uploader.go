@@ -76,6 +76,9 @@ type Uploader struct {
 	unacked  *journal.Published // what step 6 was asked to publish and step 7 was not told of
 	suspect  bool               // the last view that was checked failed: the next is checked before anything is sent
 	based    basedOn            // the cut that the journal's base is of, as far as its view was told
+	last     *history.Manifest  // the last branch; nil: none, or not looked for yet
+	branches []storedBranch     // that this process stored and has not removed
+	rotated  time.Time          // when all writers' branches were looked at last; zero: not yet
 
 	mu       sync.Mutex // guards what follows
 	joinable *attempt   // the next to cut; nil: there is none
@@ -108,8 +111,8 @@ func New(o Options) (*Uploader, error) {
 
 // Snapshot takes a snapshot now and returns when it is published and the store is
 // tidied. Callers that come before the cut share one (S1). With nothing dirty it
-// returns the newest snapshot. It is ErrFenced for good once another writer has
-// taken over.
+// returns the newest snapshot. Once another writer has taken over, it stores a branch
+// and fails, the branch being the result, with a *FencedError, for good.
 func (u *Uploader) Snapshot(ctx context.Context) (Result, error) {
 	for {
 		a, leads := u.join()
@@ -126,7 +129,7 @@ func (u *Uploader) Snapshot(ctx context.Context) (Result, error) {
 			continue
 		}
 		if a.err != nil {
-			return Result{}, fmt.Errorf("snapshot: %w", a.err)
+			return a.res, fmt.Errorf("snapshot: %w", a.err)
 		}
 		return a.res, nil
 	}
@@ -164,6 +167,9 @@ func (u *Uploader) lead(ctx context.Context, a *attempt) {
 	u.began()
 	a.res, a.err = u.snapshot(ctx, func() { u.seal(a) })
 	u.ended(ctx, a.res, a.err)
+	if a.res.Aside {
+		a.err = u.stoodAside(a.res, a.err)
+	}
 	if a.err != nil && ctx.Err() != nil {
 		a.err = leaderGone{a.err}
 	}
@@ -193,7 +199,12 @@ func (u *Uploader) ended(ctx context.Context, res Result, err error) {
 	u.status.Running = false
 	switch {
 	case err == nil:
-		u.status.Last = &res
+		switch {
+		case !res.Aside:
+			u.status.Last = &res
+		case res.ID != "":
+			u.status.Branch = &res
+		}
 		u.status.LastError, u.status.FailingSince, u.status.Failures = res.Untidy, time.Time{}, 0
 		u.retryAt = time.Time{}
 	case !canceled:
@@ -225,10 +236,14 @@ func (u *Uploader) fence(cause error) error {
 	return u.fenced
 }
 
-func (u *Uploader) isFenced() error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.fenced
+// stoodAside is what a snapshot ends with that went to a branch, or failed to.
+func (u *Uploader) stoodAside(res Result, err error) error {
+	fenced := &FencedError{Store: u.o.Catalog.Store().String(), Err: u.aside(), Branch: res.ID, Failed: err}
+	var first *FencedError
+	if errors.As(fenced.Err, &first) {
+		fenced.Err = first.Err
+	}
+	return fenced
 }
 
 // Status returns how things stand. It asks nobody but the journal.
@@ -240,7 +255,7 @@ func (u *Uploader) Status() Status {
 	s.LastCut = u.lastCut
 	s.DirtySince, s.DirtyPaths, s.AllDirty = dirty.Since, len(dirty.Marks), dirty.All
 	s.Fenced = u.fenced != nil
-	if !dirty.Empty() && !s.Fenced {
+	if !dirty.Empty() {
 		if s.NextDue = u.dueLocked(u.o.Now()); u.retryAt.After(s.NextDue) {
 			s.NextDue = u.retryAt
 		}
@@ -248,6 +263,10 @@ func (u *Uploader) Status() Status {
 	if s.Last != nil {
 		last := *s.Last
 		s.Last = &last
+	}
+	if s.Branch != nil {
+		branch := *s.Branch
+		s.Branch = &branch
 	}
 	return s
 }
