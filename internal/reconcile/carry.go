@@ -28,7 +28,7 @@ func (r *runner) carryOut(ctx context.Context, d Decision) (*history.RestoreResu
 		return nil, r.mark(".")
 	case Adopt, KeepOver:
 		return nil, r.keepOver()
-	case Restore, Update, Replace:
+	case Restore, Update, Replace, Fork:
 		return r.restoreNewest(ctx, d)
 	}
 	return nil, fmt.Errorf("nothing is known of the action %q", d.Action)
@@ -56,7 +56,11 @@ func (r *runner) restoreNewest(ctx context.Context, d Decision) (*history.Restor
 	if err != nil {
 		return nil, err
 	}
-	res, err := r.restore(ctx, m, r.head.Newest.ManifestSHA256, d.Action != Replace)
+	clean := d.Action != Replace
+	if d.Action == Fork { // what a branch holds is kept in backups too, where they are made
+		clean = r.saved && r.Flags.NoLocalBackup
+	}
+	res, err := r.restore(ctx, m, r.head.Newest.ManifestSHA256, clean)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +159,7 @@ func (r *runner) finishRestore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if goal == m.ID && r.head.Newest != nil && r.head.Newest.ID != goal {
+	if goal == m.ID && (goal.IsBranch() || r.head.Newest != nil && r.head.Newest.ID != goal) {
 		err = r.rebaseOnNewest(ctx, m, res.Entries)
 	} else {
 		err = r.rebase(m, res.Entries)
@@ -168,8 +172,15 @@ func (r *runner) finishRestore(ctx context.Context) error {
 
 // rebaseOnNewest makes the newest snapshot the base of a DIR that holds another
 // one, m: all in which they differ is dirty, so the next mount keeps DIR and the
-// next snapshot publishes it.
+// next snapshot publishes it. Where nothing was published yet (m is a branch) there is
+// no base, and all is dirty.
 func (r *runner) rebaseOnNewest(ctx context.Context, m *history.Manifest, entries []tree.Entry) error {
+	if r.head.Newest == nil {
+		if err := r.Journal.Forget(); err != nil {
+			return err
+		}
+		return r.mark(".")
+	}
 	newest, err := r.newest(ctx)
 	if err != nil {
 		return err

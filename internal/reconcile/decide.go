@@ -77,6 +77,7 @@ const (
 	Restore      // bring the newest snapshot; nothing local is in its way
 	Update       // bring the newest snapshot; the store has the local copy
 	Replace      // bring the newest snapshot; the local copy is kept in backups/
+	Fork         // bring the newest snapshot; the local copy is kept as a branch, and in backups/ unless the flags say otherwise
 	ServeOffline // serve what is there without a store
 	Refuse       // touch nothing
 )
@@ -86,6 +87,7 @@ var actionNames = map[Action]string{
 	StartEmpty: "start empty", Nothing: "nothing to do", Keep: "keep the local copy",
 	KeepAll: "keep the local copy, all of it to be uploaded", KeepOver: "keep the local copy over the store's",
 	Adopt: "adopt the local copy", Restore: "restore", Update: "update", Replace: "restore, keep the local copy in backups",
+	Fork:         "restore, keep the local copy as a branch",
 	ServeOffline: "serve offline", Refuse: "refuse",
 }
 
@@ -93,7 +95,7 @@ var actionNames = map[Action]string{
 func (a Action) String() string { return actionNames[a] }
 
 // Restores reports whether the action puts a snapshot in the place of what is there.
-func (a Action) Restores() bool { return a == Restore || a == Update || a == Replace }
+func (a Action) Restores() bool { return a == Restore || a == Update || a == Replace || a == Fork }
 
 // Row names a row of the table in DESIGN §7.
 type Row string
@@ -158,10 +160,8 @@ func Decide(l Local, s Store, f Flags) Decision {
 		return Decision{RowCurrent, Nothing}
 	case !l.Dirty:
 		return Decision{RowOlder, Update}
-	case f.NoLocalBackup:
-		return Decision{RowDiverged, Refuse}
 	}
-	return Decision{RowDiverged, Replace}
+	return Decision{RowDiverged, Fork}
 }
 
 // offline is what remains without a store: an existing, whole local copy can be

@@ -56,9 +56,10 @@ func TestTable(t *testing.T) {
 		{RowIntent, intent(dirty(older), "seven"), seven, Flags{}, FinishIntent},
 		{RowIntent, intent(dirty(older), "six"), seven, Flags{}, FinishIntent},
 		{RowIntent, intent(first, "seven"), seven, Flags{}, FinishIntent},
-		{RowDiverged, dirty(older), seven, Flags{}, Replace},
-		{RowDiverged, dirty(older), seven, noBackup, Refuse},
-		{RowDiverged, intent(dirty(older), "not listed"), seven, Flags{}, Replace},
+		{RowDiverged, dirty(older), seven, Flags{}, Fork},
+		{RowDiverged, dirty(older), seven, noBackup, Fork},
+		{RowDiverged, dirty(older), seven, preferLocal, Fork},
+		{RowDiverged, intent(dirty(older), "not listed"), seven, Flags{}, Fork},
 		{RowUnknown, stranger, seven, Flags{}, Compare},
 		{RowUnknownEqual, with(stranger, Equal), seven, Flags{}, Adopt},
 		{RowUnknownEqual, with(stranger, Equal), seven, noBackup, Adopt},
@@ -174,7 +175,6 @@ func TestRefusals(t *testing.T) {
 		{RowHeadLost, newest, lost, Flags{}, exitcode.Integrity, []string{"history adopt"}},
 		{RowUnpublished, empty, Store{Kind: NoBackup, Unpublished: "one"}, Flags{}, exitcode.Integrity, []string{"history adopt one"}},
 		{RowForeign, newest, none, Flags{}, exitcode.Conflict, []string{"/dir", "mem://", "seven", "no snapshot", "--prefer-local", "journal.db"}},
-		{RowDiverged, dirty(older), seven, Flags{NoLocalBackup: true}, exitcode.Conflict, []string{"five", "seven", "changes that are not in the store", "--no-local-backup"}},
 		{RowUnknown, with(stranger, Different), seven, Flags{NoLocalBackup: true}, exitcode.Conflict, []string{"seven", "--prefer-local"}},
 	} {
 		d := Decide(c.l, c.s, c.f)

@@ -13,6 +13,8 @@
 //
 //   - R2 DIR is changed by history.Restore alone; the journal follows after, and
 //     the restore's intent is removed last.
+//   - W2 Local changes that the store has moved on from are stored as a branch before
+//     anything takes their place, or, if that fails, kept in backups.
 //   - R3 A local copy that the store does not have, or may not have, is never
 //     replaced without a backup of it.
 //   - R4 "There is no backup" is history's word for it, never an error's.

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/chromafs/chromafs/internal/exitcode"
 )
@@ -22,6 +23,7 @@ type Refusal struct {
 	Local        Local
 	Store        Store
 	Flags        Flags
+	NoBranch     error // why what is local could not be stored as a branch, where that was tried
 }
 
 // Error implements error: what is the matter, then both sides.
@@ -40,6 +42,9 @@ func (e *Refusal) what() string {
 	case e.Action.Restores():
 		return string(e.Row) + "; this command does not replace the local copy"
 	case e.losesLocal():
+		if e.NoBranch != nil {
+			return string(e.Row) + ", which could not be stored as a branch (" + e.NoBranch.Error() + "), and --no-local-backup would lose it"
+		}
 		return string(e.Row) + ", and --no-local-backup would lose what is local"
 	}
 	return string(e.Row)
@@ -63,7 +68,9 @@ func (e *Refusal) losesLocal() bool {
 func (e *Refusal) Is(target error) bool { return target == ErrRefused }
 
 // Unwrap returns what the store said.
-func (e *Refusal) Unwrap() error { return e.Store.Err }
+func (e *Refusal) Unwrap() []error {
+	return slices.DeleteFunc([]error{e.Store.Err, e.NoBranch}, func(err error) bool { return err == nil })
+}
 
 // ExitCode returns the code of DESIGN §9.
 func (e *Refusal) ExitCode() int {
@@ -107,6 +114,10 @@ func (e *Refusal) Hint() string {
 				"or keep the local copy and publish it: mount --prefer-local; or empty " + e.Dir
 		}
 	case RowDiverged, RowDirty:
+		if e.losesLocal() && e.NoBranch != nil {
+			return "nothing local was touched. Either see that the store takes what is local, and try again; or leave --no-local-backup out: " +
+				"the store's snapshot is served and the local copy kept in backups; or move what is local away yourself and mount on an empty " + e.Dir
+		}
 		if e.losesLocal() {
 			return "nothing was touched. Either leave --no-local-backup out: the store's snapshot is served and the local copy kept in backups; " +
 				"or move what is local away yourself and mount on an empty " + e.Dir

@@ -57,12 +57,40 @@ func (m *machine) start() *machine {
 	if m.j, err = journal.Open(m.dir.State(), journal.Options{}); err != nil {
 		m.t.Fatal(err)
 	}
-	m.u, err = uploader.New(uploader.Options{Cut: m.cut, Queue: m.j, Catalog: m.catalog(), Keep: m.keep,
+	m.u = m.uploader()
+	return m
+}
+
+func (m *machine) uploader() *uploader.Uploader {
+	m.t.Helper()
+	u, err := uploader.New(uploader.Options{Cut: m.cut, Queue: m.j, Catalog: m.catalog(), Keep: m.keep,
 		Now: time.Now, Rand: rand.Reader, Log: logger(m.t)})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	return m
+	return u
+}
+
+// branch stores DIR as a branch, as the commands do.
+func (m *machine) branch(ctx context.Context) (history.ID, error) {
+	res, err := m.uploader().Branch(ctx)
+	return res.ID, err
+}
+
+// branches returns the ids of the store's complete branches.
+func (m *machine) branches() (ids []history.ID) {
+	m.t.Helper()
+	all, err := m.catalog().Branches(m.t.Context())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, b := range all {
+		if _, err := m.catalog().Verify(m.t.Context(), b.ID); err != nil {
+			m.t.Error(err)
+		}
+		ids = append(ids, b.ID)
+	}
+	return ids
 }
 
 // stop is how a process ends: nothing is told to the journal.
@@ -90,7 +118,7 @@ func (m *machine) cut(ctx context.Context) (uploader.View, error) {
 func (m *machine) catalog() *history.Catalog { return history.NewCatalog(m.store, logger(m.t)) }
 
 func (m *machine) env() Env {
-	return Env{Dir: m.dir, Journal: m.j, Catalog: m.catalog(), Flags: m.flags, Backups: 1, Takeover: m.u.Takeover,
+	return Env{Dir: m.dir, Journal: m.j, Catalog: m.catalog(), Flags: m.flags, Backups: 1, Takeover: m.u.Takeover, Branch: m.branch,
 		Now: time.Now, Log: logger(m.t)}
 }
 

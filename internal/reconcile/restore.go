@@ -18,7 +18,8 @@ import (
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
-// RestoreAt brings a snapshot back on request: at, or the newest where that is "".
+// RestoreAt brings a snapshot back on request: at, or the newest where that is "". A
+// branch counts as an older one.
 // The local copy is kept in backups; with NoLocalBackup it must be in the store
 // already. After the restore of an older snapshot DIR is dirty, based on the
 // newest: the next mount keeps it, and the next snapshot publishes it.
@@ -28,7 +29,7 @@ func RestoreAt(ctx context.Context, e Env, at history.ID) (Result, error) {
 		return Result{}, err
 	}
 	for {
-		d, local, err := r.decideRestore(ctx)
+		d, local, err := r.decideRestore(ctx, at)
 		if err != nil {
 			return Result{Decision: d}, err
 		}
@@ -50,7 +51,7 @@ func RestoreAt(ctx context.Context, e Env, at history.ID) (Result, error) {
 // for: a store that does not answer, or has lost its head, refuses; what was
 // interrupted is finished; a local copy that the store does not have is not
 // replaced without a backup (R3).
-func (r *runner) decideRestore(ctx context.Context) (Decision, Local, error) {
+func (r *runner) decideRestore(ctx context.Context, at history.ID) (Decision, Local, error) {
 	r.Flags.Offline, r.Flags.PreferLocal = false, false
 	d, local, err := r.decide(ctx)
 	if err != nil {
@@ -60,7 +61,7 @@ func (r *runner) decideRestore(ctx context.Context) (Decision, Local, error) {
 	case RowUnavailable, RowRefused, RowHeadLost, RowUnpublished:
 		return d, local, r.refusal(d, local)
 	}
-	if r.store.Kind == NoBackup {
+	if r.store.Kind == NoBackup && !at.IsBranch() {
 		return d, local, exitcode.New(exitcode.Failed, fmt.Errorf("%w: %s", ErrNothing, r.Catalog.Store()),
 			"check the address in --store; nothing was touched")
 	}
@@ -85,14 +86,15 @@ func (r *runner) storeHas(l Local) bool {
 // restoreAt brings one snapshot.
 func (r *runner) restoreAt(ctx context.Context, at history.ID, clean bool) (*history.RestoreResult, error) {
 	sum := ""
-	if at == "" || at == r.head.Newest.ID {
-		at, sum = r.head.Newest.ID, r.head.Newest.ManifestSHA256
+	newest := r.head.Newest // nil: nothing was published yet, and at is a branch
+	older := at != "" && (newest == nil || at != newest.ID)
+	if !older {
+		at, sum = newest.ID, newest.ManifestSHA256
 	}
 	m, err := r.Catalog.Manifest(ctx, at, sum)
 	if err != nil {
 		return nil, err
 	}
-	older := at != r.head.Newest.ID
 	if older {
 		if err := r.setGoal(at); err != nil {
 			return nil, err

@@ -242,8 +242,11 @@ func TestEveryRequestOfARestoreMayFail(t *testing.T) {
 		}
 		b.wantFiles(mine)
 		b.store.Fail = nil
-		b.restart().mount(RowDiverged, Replace)
+		b.restart().mount(RowDiverged, Fork)
 		b.wantFiles(two)
+		if all := b.branches(); len(all) != 1 {
+			t.Fatalf("request %d: branches %v (W2)", n, all)
+		}
 		if all := b.backups(); len(all) != 1 || !maps.Equal(all[0], mine) {
 			t.Fatalf("request %d: backups %v", n, all)
 		}

@@ -25,6 +25,10 @@ type Env struct {
 	// (*uploader.Uploader).Takeover fits. nil for commands: an uploader that has not
 	// taken over does when it has something to publish, and looking fences nobody.
 	Takeover func(ctx context.Context, head history.Head, etag string) (history.Head, error)
+	// Branch stores DIR as it lies there as a branch and returns its id, "" where the
+	// journal's base is all that it holds; (*uploader.Uploader).Branch of a view of DIR
+	// fits. nil: no branch can be stored.
+	Branch func(ctx context.Context) (history.ID, error)
 	// LocalOnly refuses what would replace the local copy (an offline snapshot).
 	LocalOnly bool
 
@@ -39,6 +43,7 @@ type Result struct {
 	Head     history.Head           // as taken over or read; zero where the store did not answer
 	Offline  bool                   // the local copy is served without the store
 	Restored *history.RestoreResult // nil: nothing was restored
+	Branch   history.ID             // holds what was local; "" for none
 	Snapshot history.ID             // that DIR is based on now; "" for none
 }
 
@@ -57,6 +62,11 @@ func Run(ctx context.Context, e Env) (Result, error) {
 		}
 		if d.Action == Refuse || r.LocalOnly && d.Action.Restores() {
 			return Result{Decision: d}, r.refusal(d, local)
+		}
+		if d.Action == Fork {
+			if err := r.fork(ctx, d, local); err != nil {
+				return Result{Decision: d}, err
+			}
 		}
 		if !taken && d.Action != ServeOffline {
 			if taken, err = r.takeover(ctx); err != nil {
@@ -92,6 +102,9 @@ type runner struct {
 	store   Store
 	scanned bool
 	content *comparison // with the newest snapshot; nil: not compared
+	forked  bool        // it was tried to store DIR as a branch
+	branch  history.ID  // "" where that failed, or there was no need to
+	saved   bool        // nothing is lost with DIR: the store has it, as a branch or otherwise
 }
 
 // begin reads the store, and forgets what a restore was asked for that never began.
@@ -109,11 +122,11 @@ func (r *runner) begin(ctx context.Context) error {
 }
 
 func (r *runner) result(d Decision, restored *history.RestoreResult) Result {
-	return Result{Decision: d, Head: r.head, Offline: d.Action == ServeOffline, Restored: restored,
+	return Result{Decision: d, Head: r.head, Offline: d.Action == ServeOffline, Restored: restored, Branch: r.branch,
 		Snapshot: history.ID(r.Journal.State().ID)}
 }
 
-func (r *runner) refusal(d Decision, l Local) error {
+func (r *runner) refusal(d Decision, l Local) *Refusal {
 	return &Refusal{Decision: d, Dir: r.Dir.Path(), Address: r.Catalog.Store().String(), Local: l, Store: r.store, Flags: r.Flags}
 }
 

@@ -96,10 +96,7 @@ func liveDiverged(t *testing.T) {
 	_, b := pair(t)
 	b.write("chroma.sqlite3", "mine")
 	mine := b.files()
-	b.flags.NoLocalBackup = true
-	b.refuse(RowDiverged, exitcode.Conflict)
-	b.flags.NoLocalBackup = false
-	res := b.mount(RowDiverged, Replace)
+	res := b.mount(RowDiverged, Fork)
 	if !strings.HasSuffix(res.Restored.Backup, "-unsaved") { // which no later restore removes
 		t.Errorf("backup %s", res.Restored.Backup)
 	}
@@ -107,6 +104,23 @@ func liveDiverged(t *testing.T) {
 	b.wantDirty(false)
 	if all := b.backups(); len(all) != 1 || !maps.Equal(all[0], mine) {
 		t.Errorf("backups %v (R3)", all)
+	}
+	if all := b.branches(); !slices.Equal(all, []history.ID{res.Branch}) || slices.Contains(res.Head.History, res.Branch) {
+		t.Errorf("branches %v, result %+v (W2)", all, res)
+	}
+	b.write("new", "later") // it is the writer now, and its branch stays
+	b.snapshot()
+	b.restart().mount(RowCurrent, Nothing)
+	b.restore(res.Branch)
+	b.wantFiles(mine)
+	b.wantDirty(true)
+	b.restart().mount(RowDirty, Keep)
+	b.snapshot()
+	fresh := newMachine(t, b.store).start()
+	fresh.mount(RowEmpty, Restore)
+	fresh.wantFiles(mine)
+	if all := b.branches(); len(all) != 1 {
+		t.Errorf("branches %v", all)
 	}
 }
 
@@ -222,7 +236,7 @@ func TestChangedBehindTheJournalsBack(t *testing.T) {
 	a.put("chroma.sqlite3", "TWO")
 	a.start().mount(RowDirty, Keep)
 	b.put("chroma.sqlite3", "ONE")
-	b.mount(RowDiverged, Replace)
+	b.mount(RowDiverged, Fork)
 	if all := b.backups(); len(all) != 1 || all[0]["chroma.sqlite3"] != "ONE" {
 		t.Errorf("backups %v (R3)", all)
 	}
