@@ -52,11 +52,13 @@ func withLocal(ctx context.Context, e *env, path, name string, store *storeOptio
 	return errors.Join(err, l.close())
 }
 
-// reconciling returns what package reconcile works on.
-func (w workshop) reconciling(o localOptions) reconcile.Env {
+// reconciling returns what package reconcile works on. Branches go by what is said of
+// snapshots.
+func (w workshop) reconciling(o localOptions, up uploadOptions) reconcile.Env {
 	return reconcile.Env{
 		Dir: w.local.dir, Journal: w.local.journal, Catalog: w.catalog,
 		Flags:   reconcile.Flags{NoLocalBackup: o.noLocalBackup, PreferLocal: o.preferLocal, Offline: o.offline},
+		Branch:  func(ctx context.Context) (history.ID, error) { return w.branch(ctx, up) },
 		Backups: o.backups, StoreTimeout: o.storeTimeout, Now: w.env.now, Log: w.env.log,
 	}
 }
@@ -70,7 +72,7 @@ func (w workshop) restore(ctx context.Context, o localOptions, at string) (recon
 			return reconcile.Result{}, err
 		}
 	}
-	return reconcile.RestoreAt(ctx, w.reconciling(o), id)
+	return reconcile.RestoreAt(ctx, w.reconciling(o, uploadOptions{}), id)
 }
 
 // snapshot takes and publishes a snapshot of DIR as it lies there. Unless mayReplace
@@ -85,7 +87,7 @@ func (w workshop) snapshot(ctx context.Context, o uploadOptions, r localOptions,
 	}
 	// The store is not taken over yet: where there is nothing to publish, whoever
 	// serves elsewhere goes on as the writer.
-	env := w.reconciling(r)
+	env := w.reconciling(r, o)
 	env.LocalOnly = !mayReplace
 	decided, err := reconcile.Run(ctx, env)
 	if err != nil {
@@ -116,34 +118,62 @@ func (w workshop) freeze(ctx context.Context) (*sqlitelock.Locks, error) {
 	return locks, nil
 }
 
-// publish takes the snapshot. DIR is walked before the journal looks for changes,
-// and looked at again after the last byte was read: what changes between the two
-// is either found by the journal or ends the snapshot.
+// publish takes the snapshot.
 func (w workshop) publish(ctx context.Context, up *uploader.Uploader, late *lateView) (uploader.Result, error) {
-	view, err := dirview.New(ctx, dirview.Options{
-		Root: w.local.dir.Root(), Number: w.local.journal.State().Cut + 1, Skip: datadir.Outside(w.local.dir.Root()), Now: w.env.now, Log: w.env.log,
-	})
-	if err != nil {
-		return uploader.Result{}, err
-	}
-	for _, path := range view.Special() {
-		w.env.log.Warn("not part of the snapshot: neither file, folder nor symbolic link", keyPath, path)
-	}
-	late.view = view
-	if _, err := w.local.journal.Scan(ctx, w.local.dir.Root()); err != nil {
+	if err := late.look(ctx); err != nil {
 		return uploader.Result{}, err
 	}
 	r, err := up.Snapshot(ctx)
 	if err != nil {
 		return r, err
 	}
-	return r, w.local.journal.Stop(view.Entries())
+	return r, w.local.journal.Stop(late.view.Entries())
+}
+
+// branch stores DIR as it lies there as a branch, for package reconcile, and leaves
+// the journal as it is. The uploader is one of its own: it publishes nothing else.
+func (w workshop) branch(ctx context.Context, o uploadOptions) (id history.ID, err error) {
+	view := &lateView{dir: w}
+	o.interval = commandInterval
+	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil)
+	if err != nil {
+		return "", err
+	}
+	locks, err := w.freeze(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, locks.Close()) }()
+	if err := view.look(ctx); err != nil {
+		return "", err
+	}
+	r, err := up.Branch(ctx)
+	return r.ID, err
 }
 
 // lateView is the cut of an uploader that was needed before the cut was taken.
 type lateView struct {
 	dir  workshop
 	view *dirview.View
+}
+
+// look takes it. DIR is walked before the journal looks for changes, and looked at
+// again after the last byte was read: what changes between the two is either found by
+// the journal or ends the snapshot.
+func (l *lateView) look(ctx context.Context) error {
+	w := l.dir
+	view, err := dirview.New(ctx, dirview.Options{
+		Root: w.local.dir.Root(), Number: w.local.journal.State().Cut + 1, Skip: datadir.Outside(w.local.dir.Root()), Now: w.env.now, Log: w.env.log,
+	})
+	if err != nil {
+		return err
+	}
+	for _, path := range view.Special() {
+		w.env.log.Warn("not part of the snapshot: neither file, folder nor symbolic link", keyPath, path)
+	}
+	l.view = view
+	_, err = w.local.journal.Scan(ctx, w.local.dir.Root())
+	return err
 }
 
 func (l *lateView) cut(context.Context) (uploader.View, error) {
@@ -178,13 +208,16 @@ func printRestored(e *env, w workshop, r reconcile.Result) error {
 	if r.Restored.Backup != "" {
 		fmt.Fprintf(e.stdout, "What was there before is in %s.\n", r.Restored.Backup)
 	}
+	if r.Branch != "" {
+		fmt.Fprintf(e.stdout, "It had changes that no snapshot has; the store keeps it as the branch %s.\n", r.Branch)
+	}
 	return nil
 }
 
 // reconcileMount brings DIR up to date for a mount and takes the store over.
 func (s *session) reconcile(ctx context.Context) error {
 	w := workshop{s.env, s.local, s.catalog}
-	env := w.reconciling(s.options.local)
+	env := w.reconciling(s.options.local, s.options.upload)
 	env.Takeover = s.uploader.Takeover
 	var err error
 	s.origin, err = reconcile.Run(ctx, env)

@@ -157,7 +157,7 @@ func TestFlagsOfEachCommand(t *testing.T) {
 		"sync":           slices.Concat(store, logging, local, []string{"keep", "verify", "prefer-local"}),
 		"history list":   slices.Concat(store, logging, []string{"json"}),
 		"history clear":  slices.Concat(store, logging, []string{"yes"}),
-		"history prune":  slices.Concat(store, logging),
+		"history prune":  slices.Concat(store, logging, []string{"branches", "yes"}),
 		"history verify": slices.Concat(store, logging),
 		"history adopt":  slices.Concat(store, logging),
 		"status":         slices.Concat(logging, []string{"json", "check"}),
@@ -263,7 +263,7 @@ func TestHumanValues(t *testing.T) {
 			t.Errorf("size(%d) is %q, want %q", n, got, want)
 		}
 	}
-	if count(1, "file") != "1 file" || count(0, "file") != "0 files" {
+	if count(1, "file") != "1 file" || count(0, "file") != "0 files" || count(2, "branch") != "2 branches" {
 		t.Error("count")
 	}
 }

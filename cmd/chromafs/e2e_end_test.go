@@ -338,49 +338,6 @@ func TestJSONLogHoldsNothingElse(t *testing.T) {
 	}
 }
 
-// W1: a mount that another one has left behind publishes nothing, goes on serving,
-// says so, and exits with 4; what it holds is kept (W2).
-func TestLeftBehindByAnotherWriter(t *testing.T) {
-	t.Parallel()
-	s, other := newScene(t), newScene(t)
-	other.store = s.store
-	first := s.start(s.answers(s.point), s.dir, s.point)
-	writeFile(t, filepath.Join(s.point, "shared"), "x")
-	s.must(0, "snapshot", s.point)
-	// An offline command that publishes nothing leaves the writer alone.
-	other.must(0, "restore", other.dir)
-	other.must(0, "sync", other.dir)
-	writeFile(t, filepath.Join(s.point, "shared"), "y")
-	s.must(0, "snapshot", s.point)
-
-	second := other.start(other.answers(other.point), other.dir, other.point)
-	writeFile(t, filepath.Join(s.point, "lost writer"), "mine")
-	if r := s.must(4, "snapshot", s.point); !strings.Contains(r.stderr, "another writer") {
-		t.Error(r.stderr)
-	}
-	if st := s.status(s.point); !st.Fenced || !st.Dirty {
-		t.Errorf("status: %+v", st)
-	}
-	s.must(1, "status", "--check", s.point)
-	writeFile(t, filepath.Join(other.point, "winner"), "theirs")
-	other.must(0, "snapshot", other.point)
-	s.must(4, "unmount", s.point)
-	if code := first.wait(); code != 4 {
-		t.Errorf("exit code %d: %s", code, first.stderr)
-	}
-	second.signal(unix.SIGTERM)
-	if code := second.wait(); code != 0 {
-		t.Errorf("the winner: exit code %d: %s", code, second.stderr)
-	}
-	s.must(4, "mount", "--no-local-backup", s.dir, s.point)
-	s.must(0, "mount", s.dir, s.point, "--", "true")
-	same(t, "the published one is served", content(t, s.dir), map[string]string{"shared": "y", "winner": "theirs"})
-	kept, err := filepath.Glob(filepath.Join(s.dir, ".chromafs", "backups", "*", "lost writer"))
-	if err != nil || len(kept) != 1 {
-		t.Errorf("what was not stored is kept at %q (%v)", kept, err)
-	}
-}
-
 // W1: a mount that cannot come about, as in a container without /dev/fuse, does not
 // take the store from the one that serves it.
 func TestMountThatCannotBeFencesNobody(t *testing.T) {

@@ -135,8 +135,7 @@ func (s *session) verdict(flushErr error) error {
 		flushErr = errors.New("processes that still used the mount wrote after the last snapshot")
 	}
 	if s.uploader.Status().Fenced {
-		return exitcode.New(exitcode.Conflict, fmt.Errorf("the final snapshot of %s was not taken: %w", s.place.dir, flushErr),
-			"nothing is lost: the next mount of "+s.place.dir+" serves the store's newest snapshot and keeps what is local in .chromafs/backups")
+		return s.leftAside(flushErr)
 	}
 	code, hint := exitcode.Store, "nothing is lost: it is on the local disk, marked, and is stored after the next mount of "+s.place.dir
 	switch own := exitcode.Hint(flushErr); {
@@ -148,6 +147,26 @@ func (s *session) verdict(flushErr error) error {
 		hint += "; " + own
 	}
 	return exitcode.New(code, fmt.Errorf("the final snapshot of %s is not complete: %w", s.place.dir, flushErr), hint)
+}
+
+// leftAside is the verdict on a writer whose changes are in no list: they are on a
+// branch, if one could be stored, and on the local disk. That is a conflict although
+// nothing is lost; where what was written came to nothing, there is none.
+func (s *session) leftAside(flushErr error) error {
+	const then = "the next mount of %[1]s serves the store's newest snapshot and keeps what is local in .chromafs/backups"
+	var fenced *uploader.FencedError
+	if errors.As(flushErr, &fenced) && fenced.Branch != "" {
+		return exitcode.New(exitcode.Conflict, fmt.Errorf("the list of snapshots does not have what %s holds: %w", s.place.dir, flushErr),
+			fmt.Sprintf("nothing is lost: "+then+"; to go on with the branch instead: chromafs restore --at %[2]s %[1]s, then mount", s.place.dir, fenced.Branch))
+	}
+	if fenced != nil && fenced.Failed == nil {
+		return nil
+	}
+	hint := fmt.Sprintf("nothing is lost as long as this disk is there: "+then+" and as a branch in the store", s.place.dir)
+	if fenced != nil && exitcode.Hint(fenced.Failed) != "" {
+		hint += "; " + exitcode.Hint(fenced.Failed)
+	}
+	return exitcode.New(exitcode.Conflict, fmt.Errorf("the store does not have what %s holds: %w", s.place.dir, flushErr), hint)
 }
 
 // giveBack records the clean stop and gives back the socket's name, the guard, the

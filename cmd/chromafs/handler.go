@@ -50,6 +50,9 @@ func (h handler) Status(context.Context) (control.Status, error) {
 		st.Last = &control.LastSnapshot{ID: string(up.Last.ID), Created: up.Last.Created, Files: up.Last.Files,
 			Bytes: up.Last.Bytes, Consistency: up.Last.Consistency}
 	}
+	if b := up.Branch; b != nil {
+		st.Branch = &control.Branch{ID: string(b.ID), Created: b.Created, Files: b.Files, Bytes: b.Bytes}
+	}
 	st.NextDue, st.FailingSince = optional(up.NextDue), optional(up.FailingSince)
 	st.LastError, st.Fenced, st.Snapshotting = up.LastError, up.Fenced, up.Running
 	cuts := s.fs.CutStats()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -28,7 +29,10 @@ func (o *historyListOptions) AddFlags(flags *pflag.FlagSet) {
 func historyListCommand() command {
 	return command{
 		name:  "history list",
-		short: "list the snapshots in the store, oldest first",
+		short: "list the snapshots in the store, oldest first, and the branches",
+		long: `A branch is what a mount held that another one had taken the store over from.
+It is no part of the history; chromafs restore --at ID brings it back. In JSON
+the branches come first, so that the last element is the newest snapshot.`,
 		setup: func(flags *pflag.FlagSet) runner {
 			var o historyListOptions
 			o.AddFlags(flags)
@@ -45,7 +49,9 @@ type listedJSON struct {
 	Files       int       `json:"files"`
 	Bytes       int64     `json:"bytes"`
 	Consistency string    `json:"consistency"`
-	Error       string    `json:"error,omitempty"` // its manifest cannot be read
+	Branch      bool      `json:"branch,omitempty"` // of a writer that was left behind, in no list
+	Writer      string    `json:"writer,omitempty"` // with branch: which writer
+	Error       string    `json:"error,omitempty"`  // its manifest cannot be read
 }
 
 func runHistoryList(ctx context.Context, e *env, o historyListOptions, args arguments) error {
@@ -63,28 +69,48 @@ func runHistoryList(ctx context.Context, e *env, o historyListOptions, args argu
 	if err != nil && !errors.Is(err, history.ErrNoBackup) {
 		return err
 	}
+	branched, err := catalog.Branches(ctx)
+	if err != nil {
+		return err
+	}
+	branches, snapshots := shown(branched), shown(listed)
+	if o.json {
+		return printJSON(e, slices.Concat(branches, snapshots))
+	}
+	return printList(e, catalog.Store().String(), snapshots, branches)
+}
+
+func shown(listed []history.Listed) []listedJSON {
 	all := make([]listedJSON, 0, len(listed))
 	for _, l := range listed {
 		one := listedJSON{
 			ID: string(l.ID), Sequence: l.Sequence, Created: l.Created, Files: l.Files, Bytes: l.Bytes,
-			Consistency: string(l.Consistency),
+			Consistency: string(l.Consistency), Branch: l.ID.IsBranch(), Writer: l.ID.BranchOf(),
 		}
 		if l.Err != nil {
 			one.Error = l.Err.Error()
 		}
 		all = append(all, one)
 	}
-	if o.json {
-		return printJSON(e, all)
-	}
-	return printList(e, catalog.Store().String(), all)
+	return all
 }
 
-func printList(e *env, store string, all []listedJSON) error {
-	if len(all) == 0 {
-		_, err := fmt.Fprintf(e.stdout, "No snapshots in %s.\n", store)
+func printList(e *env, store string, snapshots, branches []listedJSON) error {
+	if len(snapshots) == 0 {
+		if _, err := fmt.Fprintf(e.stdout, "No snapshots in %s.\n", store); err != nil {
+			return err
+		}
+	} else if err := printTable(e, snapshots); err != nil {
 		return err
 	}
+	if len(branches) == 0 {
+		return nil
+	}
+	fmt.Fprintln(e.stdout, "\nBranches, of writers that another one had taken over from; chromafs restore --at ID brings one back:")
+	return printTable(e, branches)
+}
+
+func printTable(e *env, all []listedJSON) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tSEQUENCE\tAGE\tFILES\tSIZE\tCONSISTENCY")
 	for _, l := range all {

@@ -61,7 +61,7 @@ func runStatus(ctx context.Context, e *env, o statusOptions, args arguments) err
 	if err != nil || !o.check {
 		return err
 	}
-	if trouble := troubles(st); len(trouble) > 0 {
+	if trouble := troubles(e, st); len(trouble) > 0 {
 		return exitcode.New(exitcode.Failed, fmt.Errorf("check %s: %s", st.Dir, strings.Join(trouble, "; ")), "")
 	}
 	return nil
@@ -124,14 +124,14 @@ func statusOfDir(e *env, path string) (st control.Status, err error) {
 }
 
 // troubles lists what --check exits with 1 for.
-func troubles(st control.Status) []string {
+func troubles(e *env, st control.Status) []string {
 	var all []string
 	for _, t := range []struct {
 		is   bool
 		what string
 	}{
 		{!st.Mounted, "not mounted"},
-		{st.Fenced, "another writer has taken the store over; nothing is stored from here any more"},
+		{st.Fenced, "another writer has taken the store over; " + describeBranch(st.Branch, e.now())},
 		{st.LastError != "" && st.FailingSince != nil, "the last snapshot failed: " + st.LastError},
 		{st.LastError != "" && st.FailingSince == nil, "the last snapshot is stored, but not all of what follows: " + st.LastError},
 		{st.Overdue, "a snapshot is overdue"},
@@ -174,7 +174,7 @@ func printStatus(e *env, st control.Status) error {
 		line("unfinished", "the restore of %s; the next mount goes on with it", st.UnfinishedRestore)
 	}
 	if st.Fenced {
-		line("fenced", "another writer has taken the store over; nothing is stored from here any more")
+		line("fenced", "another writer has taken the store over; %s", describeBranch(st.Branch, now))
 	}
 	if st.LastError != "" {
 		since := ""
@@ -188,6 +188,14 @@ func printStatus(e *env, st control.Status) error {
 	}
 	line("free space", "%s", size(int64(st.FreeBytes)))
 	return w.Flush()
+}
+
+func describeBranch(b *control.Branch, now time.Time) string {
+	if b == nil {
+		return "what is written here goes to no list of snapshots, and none of it is stored yet"
+	}
+	return fmt.Sprintf("what is written here goes to no list of snapshots, but to branches: %s, %s ago, %s, %s",
+		b.ID, age(now.Sub(b.Created)), count(b.Files, "file"), size(b.Bytes))
 }
 
 func suffix(is bool, text string) string {

@@ -21,7 +21,9 @@ func unmountCommand() command {
 		args:  "MOUNTPOINT|DIR",
 		short: "take a final snapshot, then unmount",
 		long: `Returns when the mount is gone. Exits with 3 if something could not be stored;
-it stays marked and is stored after the next mount.`,
+it stays marked and is stored after the next mount. Exits with 4 if another mount
+has taken the store over; what this one holds is stored as a branch then, and the
+message says how to restore it.`,
 		setup: func(flags *pflag.FlagSet) runner {
 			var o unmountOptions
 			o.AddFlags(flags)

@@ -75,6 +75,7 @@ type Status struct {
 	LastError    string     `json:"last_error,omitempty"`
 	FailingSince *time.Time `json:"failing_since,omitempty"`
 	Fenced       bool       `json:"fenced"`
+	Branch       *Branch    `json:"branch,omitempty"` // the last one that this mount stored; nil: none
 
 	UnfinishedRestore string `json:"unfinished_restore,omitempty"` // the id it restores
 	FreeBytes         uint64 `json:"free_bytes"`
@@ -91,6 +92,14 @@ type Cuts struct {
 	LastWaitUS    int64  `json:"last_wait_us"`    // microseconds from the request to the instant
 	LongestHoldUS int64  `json:"longest_hold_us"` // for which one kept mutations waiting
 	LongestWaitUS int64  `json:"longest_wait_us"` // of a single mutation
+}
+
+// Branch is what a fenced mount stores instead of snapshots.
+type Branch struct {
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+	Files   int       `json:"files"`
+	Bytes   int64     `json:"bytes"`
 }
 
 // LastSnapshot is the newest snapshot that DIR is based on.
