@@ -155,15 +155,22 @@ func TestMountOfADivergedDisk(t *testing.T) {
 		m := w.mount()
 		harness.Verify(t, w.point, newestDocuments())
 		m.Unmount()
-		harness.Verify(t, w.oneBackup(), harness.Documents{"docs": fixtureCount, "mine": 20})
+		mine := harness.Documents{"docs": fixtureCount, "mine": 20}
+		harness.Verify(t, w.oneBackup(), mine)
+		harness.Verify(t, w.oneBranch(), mine)
+		w.store.CheckWhole()
 	})
-	t.Run("--no-local-backup refuses", func(t *testing.T) {
+	t.Run("--no-local-backup keeps it as a branch", func(t *testing.T) {
 		t.Parallel()
 		w := older(t, harness.NewFileStore(t))
 		w.add("mine", 0, 20)
-		r := w.refused(4, "--no-local-backup")
-		harness.Explain(t, r, w.dir, "--no-local-backup")
-		harness.Verify(t, w.dir, harness.Documents{"docs": fixtureCount, "mine": 20})
+		w.mountOnce("--no-local-backup")
+		harness.Verify(t, w.dir, newestDocuments())
+		harness.Verify(t, w.oneBranch(), harness.Documents{"docs": fixtureCount, "mine": 20})
+		if b := w.backups(); len(b) != 0 {
+			t.Errorf("local backups: %v", b)
+		}
+		w.store.CheckWhole()
 	})
 }
 

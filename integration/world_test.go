@@ -119,6 +119,16 @@ func (w *world) oneBackup() string {
 	return all[0]
 }
 
+// oneBranch is what the only branch in the store holds, as plain files.
+func (w *world) oneBranch() string {
+	w.t.Helper()
+	all := w.store.Branches()
+	if len(all) != 1 {
+		w.t.Fatalf("branches: %v, want one", all)
+	}
+	return w.store.Restored(all[0])
+}
+
 // fixtures are databases of ChromaDB that are made once: the first with 250
 // documents, of which 200 are in the vector index on disk and 50 wait in SQLite,
 // and the second with ten more.

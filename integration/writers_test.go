@@ -11,7 +11,8 @@ import (
 )
 
 // W1: of two mounts on one prefix the later one publishes. The earlier one keeps
-// serving, publishes nothing and says so; what it holds is kept (W2).
+// serving, publishes nothing and says so; what it holds is kept as branches, which any
+// machine can restore (W2).
 func TestTheLaterOfTwoWritersPublishes(t *testing.T) {
 	harness.EachStore(t, func(t *testing.T, store *harness.Store) {
 		left := newWorld(t, store)
@@ -30,6 +31,11 @@ func TestTheLaterOfTwoWritersPublishes(t *testing.T) {
 		if r.Code != 4 {
 			t.Errorf("a fenced writer's snapshot exits with %d: %s", r.Code, r.Output())
 		}
+		branches := store.Branches()
+		if len(branches) != 1 || !strings.Contains(r.Output(), branches[0]) {
+			t.Fatalf("the store holds the branches %v; the fenced writer said %s", branches, r.Output())
+		}
+		harness.Verify(t, store.Restored(branches[0]), harness.Documents{"docs": fixtureCount, "mine": 20})
 		if got := store.Newest(); got != newest {
 			t.Errorf("the fenced writer published %s", got)
 		}
@@ -37,15 +43,28 @@ func TestTheLaterOfTwoWritersPublishes(t *testing.T) {
 			t.Errorf("status --check of a fenced writer exits with %d", r.Code)
 		}
 		harness.Verify(t, left.point, harness.Documents{"docs": fixtureCount, "mine": 20})
-		if code := leftMount.Stop(); code == 0 {
-			t.Errorf("a fenced writer that left changes behind ended with 0: %s", leftMount.Log())
+		harness.Add(t, left.point, "mine", 20, 5)
+		if code := leftMount.Stop(); code != 4 {
+			t.Errorf("a fenced writer that left changes behind ended with %d: %s", code, leftMount.Log())
+		}
+		last := store.Branches()[1]
+		if !strings.Contains(leftMount.Log(), "chromafs restore --at "+last) {
+			t.Errorf("it did not say how to restore %s: %s", last, leftMount.Log())
 		}
 		rightMount.Unmount()
 		store.CheckWhole()
 
 		left.mountOnce()
 		harness.Verify(t, left.dir, newestDocuments())
-		harness.Verify(t, left.oneBackup(), harness.Documents{"docs": fixtureCount, "mine": 20})
+		mine := harness.Documents{"docs": fixtureCount, "mine": 25}
+		harness.Verify(t, left.oneBackup(), mine)
+
+		third := left.another()
+		harness.Must(t, 0, store, "restore", "--at", last, third.dir)
+		harness.Verify(t, third.dir, mine)
+		third.mountOnce()
+		harness.Verify(t, store.Restored(store.Newest()), mine)
+		store.CheckWhole()
 	})
 }
 

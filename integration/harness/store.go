@@ -97,12 +97,24 @@ func (s *Store) Newest() string {
 // Snapshot is the folder that holds the files of a snapshot.
 func (s *Store) Snapshot(id string) string { return filepath.Join(s.Folder, "history", id) }
 
-// Stored lists the ids that have objects, sorted.
+// Stored lists the ids that have objects, sorted, branches left out.
 func (s *Store) Stored() []string {
 	s.t.Helper()
-	var ids []string
+	return s.stored(func(id string) bool { return !isBranch(id) })
+}
+
+// Branches lists the branches that have objects, complete or not, sorted.
+func (s *Store) Branches() []string {
+	s.t.Helper()
+	return s.stored(isBranch)
+}
+
+func isBranch(id string) bool { return strings.Contains(id, "-branch-") }
+
+func (s *Store) stored(which func(id string) bool) (ids []string) {
+	s.t.Helper()
 	for _, name := range Entries(s.t, filepath.Join(s.Folder, "history")) {
-		if holdsFiles(s.t, s.Snapshot(name)) {
+		if which(name) && holdsFiles(s.t, s.Snapshot(name)) {
 			ids = append(ids, name)
 		}
 	}
@@ -124,14 +136,14 @@ func holdsFiles(t testing.TB, folder string) bool {
 }
 
 // CheckWhole fails the test unless the ids that manifest.json lists are those that
-// have objects, and each one verifies to the last byte.
+// have objects, and each one, and each branch, verifies to the last byte.
 func (s *Store) CheckWhole() {
 	s.t.Helper()
 	listed := slices.Sorted(slices.Values(s.Head().History))
 	if stored := s.Stored(); !slices.Equal(listed, stored) {
 		s.t.Errorf("manifest.json lists %d snapshots, %d have objects\nlisted: %v\nstored: %v", len(listed), len(stored), listed, stored)
 	}
-	for _, id := range listed {
+	for _, id := range append(listed, s.Branches()...) {
 		Must(s.t, 0, s, "history", "verify", id)
 	}
 }
