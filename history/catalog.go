@@ -107,7 +107,7 @@ func (c *Catalog) proveEmpty(ctx context.Context, h Head, cause error) error {
 	if errors.Is(cause, errUnreadable) {
 		return &HeadLostError{Store: c.store.String(), Cause: cause}
 	}
-	empty := &NoBackupError{Store: c.store.String()}
+	empty := &NoBackupError{Store: c.store.String(), Branches: found.branches()}
 	newest, err := c.newestWhole(ctx, found)
 	if err != nil {
 		return err

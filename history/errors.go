@@ -40,6 +40,7 @@ type NoBackupError struct {
 	// local copy is lost too it is the only copy left: do not start empty, say
 	// UnpublishedError instead. "" where there is none.
 	Unpublished ID
+	Branches    []ID // complete ones: what fenced writers held before anything was published
 }
 
 // Error implements error.

@@ -36,6 +36,10 @@ func (r *runner) carryOut(ctx context.Context, d Decision) (*history.RestoreResu
 
 // startEmpty forgets what the journal knew of a DIR and a store that are both gone.
 func (r *runner) startEmpty() error {
+	if len(r.aside) > 0 {
+		r.Log.Warn("nothing was published yet, so this starts empty; but the store holds branches of writers that were left behind",
+			"branches", r.aside, "to_restore", "chromafs restore --at ID DIR")
+	}
 	if !r.Journal.State().Published {
 		return nil
 	}

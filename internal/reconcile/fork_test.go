@@ -1,8 +1,10 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -188,6 +190,13 @@ func TestRestoreABranchOfAStoreWithoutSnapshots(t *testing.T) {
 		}
 		if all := b.branches(); !slices.Equal(all, []history.ID{res.ID}) {
 			t.Errorf("branches %v", all)
+		}
+		var log bytes.Buffer
+		c := newMachine(t, store).start()
+		e := c.env()
+		e.Log = slog.New(slog.NewTextHandler(&log, nil))
+		if r, err := Run(t.Context(), e); err != nil || r.Action != StartEmpty || !strings.Contains(log.String(), string(res.ID)) {
+			t.Errorf("an empty mount does not say that there is a branch: %+v, %v: %s", r, err, &log)
 		}
 		if crash {
 			if err := (&runner{Env: b.env()}).setGoal(res.ID); err != nil {

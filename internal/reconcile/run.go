@@ -101,10 +101,11 @@ type runner struct {
 	etag    string
 	store   Store
 	scanned bool
-	content *comparison // with the newest snapshot; nil: not compared
-	forked  bool        // it was tried to store DIR as a branch
-	branch  history.ID  // "" where that failed, or there was no need to
-	saved   bool        // nothing is lost with DIR: the store has it, as a branch or otherwise
+	content *comparison  // with the newest snapshot; nil: not compared
+	aside   []history.ID // branches in a store where nothing was published
+	forked  bool         // it was tried to store DIR as a branch
+	branch  history.ID   // "" where that failed, or there was no need to
+	saved   bool         // nothing is lost with DIR: the store has it, as a branch or otherwise
 }
 
 // begin reads the store, and forgets what a restore was asked for that never began.
@@ -310,6 +311,7 @@ func (r *runner) answer(err error) Store {
 	case err == nil:
 		return storeOf(r.head)
 	case errors.As(err, &empty):
+		r.aside = empty.Branches
 		return Store{Kind: NoBackup, Lineage: r.head.Lineage, Unpublished: string(empty.Unpublished)}
 	case errors.Is(err, history.ErrHeadLost):
 		return Store{Kind: HeadLost, Err: err}
