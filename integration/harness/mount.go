@@ -168,10 +168,16 @@ func (m *Mount) ReadyUnlessEnded() bool {
 	m.t.Helper()
 	ready := false
 	Eventually(m.t, readyTimeout, "the mount answers: "+m.o.Point, func() bool {
-		ready = Mounted(m.t, m.o.Point) && m.answers()
+		ready = m.Ready()
 		return ready || m.Ended()
 	})
 	return ready
+}
+
+// Ready reports whether the mount answers by now.
+func (m *Mount) Ready() bool {
+	m.t.Helper()
+	return Mounted(m.t, m.o.Point) && m.answers()
 }
 
 // answers reports whether it is this daemon that serves the mountpoint, and not one
