@@ -123,7 +123,6 @@ func (k *Keeper) Run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			k.Ending()
 			if k.handingOver() {
 				k.handOverEnded(ctx, <-k.handed)
 			}
@@ -307,7 +306,7 @@ func (k *Keeper) handOverEnded(ctx context.Context, err error) {
 		k.set(Released)
 		k.released(ctx)
 		k.lose(Party{})
-	case ending: // Release follows
+	case ending, ctx.Err() != nil: // Release follows
 	default:
 		k.o.Log.Warn("the final snapshot was not taken while the other mount waited; this one stays the writer until that takes over", "error", err)
 		k.set(Held)

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,7 +41,7 @@ func TestHandOver(t *testing.T) {
 			t.Errorf("a yielded %d times", a.handed)
 		}
 		a.wantState(Yielded, false)
-		time.Sleep(2 * LookEvery)
+		time.Sleep(2*LookEvery + time.Second)
 		a.wantState(Yielded, true)
 		if s := a.keeper.Status(); s.Holder != b.self || s.Request != b.self {
 			t.Errorf("a knows of its successor: %+v", s)
@@ -188,7 +189,7 @@ func TestLateWaiter(t *testing.T) {
 		if err != nil || a.reclaims != 1 || a.handed != 2 || w.now() != (head{"b", 3}) {
 			t.Errorf("%v; reclaimed %d times, handed over %d times; the head is of %+v", err, a.reclaims, a.handed, w.now())
 		}
-		time.Sleep(2 * LookEvery)
+		time.Sleep(2*LookEvery + time.Second)
 		a.wantState(Yielded, true)
 	})
 }
@@ -221,7 +222,7 @@ func TestManyWaiters(t *testing.T) {
 					})
 				}
 				all.Wait()
-				time.Sleep(2 * LookEvery)
+				time.Sleep(2*LookEvery + time.Second)
 				if w.now().epoch != 5 {
 					t.Errorf("the head is of %+v", w.now())
 				}
@@ -387,10 +388,10 @@ func TestLostAnswers(t *testing.T) {
 			for n := range 6 {
 				bubble(t, func(t *testing.T, w *world) {
 					a, b := w.mount("a"), w.mount("b")
-					var seen int
+					var seen atomic.Int32
 					w.failing(func(op memstore.Op) error {
 						if op.Kind == kind && op.After == after {
-							if seen++; seen == n+1 {
+							if seen.Add(1) == int32(n)+1 {
 								return errDown
 							}
 						}
@@ -418,7 +419,7 @@ func TestStoreDown(t *testing.T) {
 		within(t, "the mount", b.start(patience), AnswerTimeout, AnswerTimeout+2*PollEvery)
 		time.Sleep(time.Minute)
 		w.failing(nil)
-		time.Sleep(2 * LookEvery)
+		time.Sleep(2*LookEvery + time.Second)
 		a.wantState(Held, true)
 		b.wantState(Held, false)
 		if r := w.lease(); r.Holder != b.self {

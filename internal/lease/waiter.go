@@ -179,7 +179,7 @@ func (a *asking) ask(ctx context.Context, r Record, etag string) {
 	if a.nonce == "" {
 		a.asked = a.w.o.Now()
 		a.w.o.Log.Info("another mount holds the store; asked it to hand over",
-			"holder", r.Holder.String(), "epoch", r.Epoch, "answer_within", a.answerTimeout(), "at_most", a.left())
+			"holder", a.holder(), "epoch", a.epoch, "answer_within", a.answerTimeout(), "at_most", a.left())
 	}
 	a.nonce = nonce
 }
@@ -189,17 +189,25 @@ func (a *asking) overdue() bool {
 	now, log := a.w.o.Now(), a.w.o.Log
 	switch {
 	case !a.heard && now.Sub(a.asked) >= a.answerTimeout():
-		log.Warn("the holder of the store does not answer and is taken for dead", "holder", a.w.last.Holder.String(), "waited", now.Sub(a.start))
+		log.Warn("the holder of the store does not answer and is taken for dead", "holder", a.holder(), "waited", now.Sub(a.start))
 		return true
 	case now.Sub(a.start) >= a.w.o.Patience:
 		log.Warn("the holder of the store did not yield in time: taking over without; what it has not stored by now goes to a branch",
-			"holder", a.w.last.Holder.String(), "waited", now.Sub(a.start))
+			"holder", a.holder(), "waited", now.Sub(a.start))
 		return true
 	case now.Sub(a.told) >= tellEvery:
 		a.told = now
-		log.Info("still waiting for the holder of the store", "holder", a.w.last.Holder.String(), "answered", a.heard, "at_most", a.left())
+		log.Info("still waiting for the holder of the store", "holder", a.holder(), "answered", a.heard, "at_most", a.left())
 	}
 	return false
+}
+
+// holder names who is waited for, as far as that is known.
+func (a *asking) holder() string {
+	if h := a.w.last.Holder; h.Writer == a.writer {
+		return h.String()
+	}
+	return Party{Writer: a.writer}.String()
 }
 
 func (a *asking) answerTimeout() time.Duration { return min(a.w.o.AnswerTimeout, a.w.o.Patience) }
