@@ -20,14 +20,22 @@ const (
 // written for the time to settle, at most a tenth of the interval after it was due.
 // Failures are tried again for ever, with backoff (F4). It returns nil.
 //
-// A fenced uploader takes no snapshot; Run says so once and waits for the end.
+// A fenced uploader takes no snapshot; Run says so once and waits for the end. One
+// that yielded takes none until it has the store back.
 func (u *Uploader) Run(ctx context.Context) error {
+	u.repairAtStart(ctx)
 	var since time.Time // since when a snapshot has been due; zero: it is not
 	for {
 		if err := u.isFenced(); err != nil {
 			u.o.Log.Error("this writer publishes nothing any more", "error", err)
 			<-ctx.Done()
 			return nil
+		}
+		if u.isYielded() != nil {
+			if !sleep(ctx, u.look()) {
+				return nil
+			}
+			continue
 		}
 		now := u.o.Now()
 		var wait time.Duration

@@ -1,6 +1,7 @@
 package uploader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,13 +17,17 @@ import (
 // that the caller read by one with the next epoch, on condition that it is still
 // that one, and creates it where there is none (etag ""). The list and the newest
 // snapshot stay. Where someone else came first, the error is the catalog's
-// *StaleError or *FencedError: read again, decide again.
+// *StaleError or *FencedError: read again, decide again. Unless KnowCurrent told that
+// `current` follows the newest snapshot, that is looked at once.
 func (u *Uploader) Takeover(ctx context.Context, head history.Head, etag string) (history.Head, error) {
 	if err := u.takeTurn(ctx); err != nil {
 		return history.Head{}, err
 	}
 	defer u.leaveTurn()
 	if err := u.takeover(ctx, head, etag); err != nil {
+		return history.Head{}, fmt.Errorf("take over the store: %w", err)
+	}
+	if err := u.doubtCurrent(); err != nil {
 		return history.Head{}, fmt.Errorf("take over the store: %w", err)
 	}
 	return u.head, nil
@@ -50,6 +55,9 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 		return err
 	}
 	u.head, u.etag, u.attached = next, newETag, true
+	if u.o.TookOver != nil {
+		u.o.TookOver(next)
+	}
 	if err := failpoint.Hit("uploader/taken-over"); err != nil {
 		return err
 	}
@@ -67,9 +75,30 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 // confirm finds out whether this is still the writer, before anything is cut or
 // sent, and learns the list as it is now.
 func (u *Uploader) confirm(ctx context.Context) error {
-	if err := u.isFenced(); err != nil {
+	if err := cmp.Or(u.isFenced(), u.isYielded()); err != nil {
 		return err
 	}
+	if err := u.readHead(ctx); err != nil {
+		return err
+	}
+	if err := u.completeIntent(ctx); err != nil {
+		return err
+	}
+	if u.attached {
+		return u.annulIntent(ctx)
+	}
+	if err := u.compareBase(); err != nil {
+		return err
+	}
+	if u.o.Queue.State().Intent != nil { // a takeover is what ends it for good
+		return u.attach(ctx)
+	}
+	return nil
+}
+
+// readHead learns the head as it is now. Where another writer has replaced it, this
+// one is fenced.
+func (u *Uploader) readHead(ctx context.Context) error {
 	head, etag, err := u.o.Catalog.Head(ctx)
 	if err != nil && !errors.Is(err, history.ErrNoBackup) {
 		return err
@@ -83,18 +112,6 @@ func (u *Uploader) confirm(ctx context.Context) error {
 		return u.fence(&history.FencedError{Head: head})
 	}
 	u.head, u.etag = head, etag
-	if err := u.completeIntent(ctx); err != nil {
-		return err
-	}
-	if u.attached {
-		return u.annulIntent(ctx)
-	}
-	if err := u.compareBase(); err != nil {
-		return err
-	}
-	if u.o.Queue.State().Intent != nil { // a takeover is what ends it for good
-		return u.attach(ctx)
-	}
 	return nil
 }
 

@@ -28,6 +28,8 @@ type Options struct {
 	Now          func() time.Time // must go forward as time.Now does, with a monotonic reading
 	Rand         io.Reader        // ids, nonces, jitter; read by one at a time
 	Log          *slog.Logger
+	// TookOver, where set, is told of every takeover, one at a time. It must not wait.
+	TookOver func(history.Head)
 }
 
 const (
@@ -80,6 +82,8 @@ type Uploader struct {
 	mu       sync.Mutex // guards what follows
 	joinable *attempt   // the next to cut; nil: there is none
 	fenced   error      // set once
+	yielded  bool       // between Yield and Reclaim
+	current  history.ID // that `current` is known to follow; "": not known
 	lastCut  time.Time  // of the last snapshot
 	retryAt  time.Time  // when Run tries again after a failure
 	status   Status     // but what Status computes
@@ -239,8 +243,8 @@ func (u *Uploader) Status() Status {
 	s := u.status
 	s.LastCut = u.lastCut
 	s.DirtySince, s.DirtyPaths, s.AllDirty = dirty.Since, len(dirty.Marks), dirty.All
-	s.Fenced = u.fenced != nil
-	if !dirty.Empty() && !s.Fenced {
+	s.Fenced, s.Yielded = u.fenced != nil, u.yielded
+	if !dirty.Empty() && !s.Fenced && !s.Yielded {
 		if s.NextDue = u.dueLocked(u.o.Now()); u.retryAt.After(s.NextDue) {
 			s.NextDue = u.retryAt
 		}
