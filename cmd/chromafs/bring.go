@@ -79,7 +79,7 @@ func (w workshop) snapshot(ctx context.Context, o uploadOptions, r localOptions,
 	var none uploader.Result
 	view := &lateView{dir: w}
 	o.interval = commandInterval
-	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil)
+	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil, nil)
 	if err != nil {
 		return reconcile.Result{}, none, err
 	}
@@ -185,7 +185,7 @@ func printRestored(e *env, w workshop, r reconcile.Result) error {
 func (s *session) reconcile(ctx context.Context) error {
 	w := workshop{s.env, s.local, s.catalog}
 	env := w.reconciling(s.options.local)
-	env.Takeover = s.uploader.Takeover
+	s.handover.join(&env)
 	var err error
 	s.origin, err = reconcile.Run(ctx, env)
 	return err

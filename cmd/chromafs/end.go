@@ -27,10 +27,12 @@ var errFlushTimeout = errors.New("--flush-timeout has passed")
 
 // end brings the mount to its end (DESIGN §6): a snapshot starts at once, beside
 // the COMMAND's own stop; what was written meanwhile follows once nobody can write
-// any more; then everything is given back. It returns what the process ends with.
+// any more; then everything is given back, the store to whoever waits for it included.
+// It returns what the process ends with.
 func (s *session) end(reason string, sig os.Signal) error {
 	log := s.env.log
 	log.Info("ending", keyReason, reason)
+	s.handover.keeper.Ending()
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.options.flushTimeout, errFlushTimeout)
 	defer cancel()
 	first := make(chan struct{})
@@ -48,6 +50,7 @@ func (s *session) end(reason string, sig os.Signal) error {
 	s.background.Wait()
 	flushErr := s.flush(ctx)
 	s.result = s.verdict(flushErr)
+	s.handover.close()
 	closeErr := s.giveBack(detached)
 	close(s.gone)
 	ctx, cancel = context.WithTimeout(context.Background(), answerTimeout)
@@ -134,7 +137,7 @@ func (s *session) verdict(flushErr error) error {
 	if flushErr == nil {
 		flushErr = errors.New("processes that still used the mount wrote after the last snapshot")
 	}
-	if s.uploader.Status().Fenced {
+	if up := s.uploader.Status(); up.Fenced || up.Yielded {
 		return exitcode.New(exitcode.Conflict, fmt.Errorf("the final snapshot of %s was not taken: %w", s.place.dir, flushErr),
 			"nothing is lost: the next mount of "+s.place.dir+" serves the store's newest snapshot and keeps what is local in .chromafs/backups")
 	}
