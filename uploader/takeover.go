@@ -54,7 +54,7 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 	if err != nil {
 		return err
 	}
-	u.head, u.etag, u.attached = next, newETag, true
+	u.head, u.etag, u.attached, u.took = next, newETag, true, next
 	if u.o.TookOver != nil {
 		u.o.TookOver(next)
 	}
@@ -108,7 +108,7 @@ func (u *Uploader) readHead(ctx context.Context) error {
 	case etag == "":
 		return exitcode.New(exitcode.Conflict, fmt.Errorf("%w: the store was emptied while this writer had it", ErrDiverged),
 			"what is local is untouched; bring the store's objects back, or stop and mount again to be shown the choices")
-	case head.Lineage != u.head.Lineage || head.Epoch != u.head.Epoch || head.Writer != u.head.Writer:
+	case head.Lineage != u.took.Lineage || head.Epoch != u.took.Epoch || head.Writer != u.took.Writer:
 		return u.fence(&history.FencedError{Head: head})
 	}
 	u.head, u.etag = head, etag

@@ -72,6 +72,7 @@ type Uploader struct {
 	turn chan struct{} // holds a token while someone has the turn, and with it what follows
 
 	attached bool               // this process has taken the store over
+	took     history.Head       // as of that takeover: what makes a later head this writer's
 	head     history.Head       // as last seen
 	etag     string             // of it
 	newest   *history.Manifest  // what head.Newest names, where it is known

@@ -93,6 +93,7 @@ func TestReclaimIsATakeover(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.takeover()
+	w.u.head = w.head() // it may have been read since, for other reasons
 	if _, err := w.u.Reclaim(t.Context()); !errors.Is(err, ErrFenced) {
 		t.Errorf("a late Reclaim: %v", err)
 	}
