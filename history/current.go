@@ -3,6 +3,8 @@ package history
 import (
 	"context"
 	"fmt"
+	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -13,13 +15,14 @@ import (
 
 // RefreshCurrent brings "current" from prev to next (prev may be nil): files that
 // changed are copied inside the store, keys that only prev named are deleted, all
-// others are left alone. It is repeated after an error as it is.
-func (c *Catalog) RefreshCurrent(ctx context.Context, prev, next *Manifest) error {
+// others are left alone. It is repeated after an error as it is. It acts for the
+// writer of head, and ends with a *FencedError once that has been replaced.
+func (c *Catalog) RefreshCurrent(ctx context.Context, head Head, prev, next *Manifest) error {
 	had := map[string]*tree.Record{}
 	if prev != nil {
 		had = filesByKey(prev)
 	}
-	_, err := c.bringCurrent(ctx, had, next, func(key string, r *tree.Record) bool {
+	_, err := c.bringCurrent(ctx, &watch{catalog: c, head: head}, had, next, func(key string, r *tree.Record) bool {
 		old, ok := had[key]
 		return ok && old.SameContent(*r)
 	})
@@ -29,8 +32,9 @@ func (c *Catalog) RefreshCurrent(ctx context.Context, prev, next *Manifest) erro
 // RepairCurrent makes "current" the copy of next where it is not known how far an
 // interrupted refresh from prev (may be nil) has come, and returns how many files
 // it copied. It goes by sizes and ETags of a listing, so where a store gives a copy
-// another ETag than its source it copies more than it must.
-func (c *Catalog) RepairCurrent(ctx context.Context, prev, next *Manifest) (copied int, err error) {
+// another ETag than its source it copies more than it must. As to head, see
+// RefreshCurrent.
+func (c *Catalog) RepairCurrent(ctx context.Context, head Head, prev, next *Manifest) (copied int, err error) {
 	had := map[string]*tree.Record{}
 	if prev != nil {
 		had = filesByKey(prev)
@@ -44,7 +48,7 @@ func (c *Catalog) RepairCurrent(ctx context.Context, prev, next *Manifest) (copi
 			there[obj.Key] = obj
 		}
 	}
-	return c.bringCurrent(ctx, had, next, func(key string, r *tree.Record) bool {
+	return c.bringCurrent(ctx, &watch{catalog: c, head: head}, had, next, func(key string, r *tree.Record) bool {
 		obj, ok := there[key]
 		return ok && obj.Size == r.Size && r.ETag != "" && obj.ETag == r.ETag
 	})
@@ -53,7 +57,7 @@ func (c *Catalog) RepairCurrent(ctx context.Context, prev, next *Manifest) (copi
 // bringCurrent deletes the keys of had that next does not have, then copies what
 // is not fresh. The order matters where a file became a folder: some stores cannot
 // hold x and x/y together.
-func (c *Catalog) bringCurrent(ctx context.Context, had map[string]*tree.Record, next *Manifest,
+func (c *Catalog) bringCurrent(ctx context.Context, w *watch, had map[string]*tree.Record, next *Manifest,
 	fresh func(string, *tree.Record) bool) (copied int, err error) {
 	want := filesByKey(next)
 	var gone []string
@@ -63,6 +67,9 @@ func (c *Catalog) bringCurrent(ctx context.Context, had map[string]*tree.Record,
 		}
 	}
 	if len(gone) > 0 {
+		if err := w.look(ctx); err != nil {
+			return 0, fmt.Errorf("refresh current: %w", err)
+		}
 		if err := c.store.Delete(ctx, gone); err != nil {
 			return 0, fmt.Errorf("refresh current: %w", err)
 		}
@@ -78,6 +85,9 @@ func (c *Catalog) bringCurrent(ctx context.Context, had map[string]*tree.Record,
 			if err := failpoint.Hit("history/refresh-current"); err != nil {
 				return err
 			}
+			if err := w.look(gctx); err != nil {
+				return err
+			}
 			src := objstore.Object{Key: ObjectKey(next.ID, r.Path), Size: r.Size, ETag: r.ETag}
 			_, err := c.store.Copy(gctx, key, src, objstore.CopyOptions{})
 			return err
@@ -87,6 +97,41 @@ func (c *Catalog) bringCurrent(ctx context.Context, had map[string]*tree.Record,
 		return 0, fmt.Errorf("refresh current to %s: %w", next.ID, err)
 	}
 	return copied, nil
+}
+
+// watchEvery is how long a look at the head is good for.
+const watchEvery = time.Second
+
+// watch keeps a writer that was left behind from going on with current. No store can
+// fence a copy, so the head is looked at before the first, and again where time has
+// passed since: a process that was stopped and wakes up looks before it acts. A
+// request that was under way by then, and what follows within watchEvery of a look,
+// is what remains of the gap.
+type watch struct {
+	catalog *Catalog
+	head    Head
+
+	mu     sync.Mutex // held over the request: the others wait for its answer
+	looked time.Time  // when the last look was begun; zero: never
+}
+
+// look returns a *FencedError where the head is of another writer.
+func (w *watch) look(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	if !w.looked.IsZero() && now.Sub(w.looked) < watchEvery {
+		return nil
+	}
+	h, _, err := w.catalog.readHead(ctx)
+	if err != nil {
+		return err
+	}
+	if h.Epoch != w.head.Epoch || h.Writer != w.head.Writer {
+		return &FencedError{Head: h}
+	}
+	w.looked = now
+	return nil
 }
 
 func filesByKey(m *Manifest) map[string]*tree.Record {

@@ -178,7 +178,7 @@ func (w *world) publish(f files) *Manifest {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := w.c.RefreshCurrent(w.t.Context(), w.last, m); err != nil {
+	if err := w.c.RefreshCurrent(w.t.Context(), h, w.last, m); err != nil {
 		w.t.Fatal(err)
 	}
 	w.head, w.etag, w.last, w.sha = h, etag, m, sha

@@ -284,11 +284,11 @@ func TestRepairCurrent(t *testing.T) {
 	want := files{"a": "1", "b": "22", "c": "x", "new": "5", "stranger": "stays"}
 	next, _ := w.upload(files{"a": "1", "b": "22", "c": "x", "new": "5"})
 	w.put("c", "y")
-	if copied, err := w.c.RepairCurrent(t.Context(), prev, next); err != nil || copied != 3 {
+	if copied, err := w.c.RepairCurrent(t.Context(), w.head, prev, next); err != nil || copied != 3 {
 		t.Fatalf("RepairCurrent: %d, %v", copied, err)
 	}
 	sameTree(t, "current", w.current(), want)
-	if copied, err := w.c.RepairCurrent(t.Context(), nil, next); err != nil || copied != 0 {
+	if copied, err := w.c.RepairCurrent(t.Context(), w.head, nil, next); err != nil || copied != 0 {
 		t.Fatalf("RepairCurrent again: %d, %v", copied, err)
 	}
 }
@@ -296,12 +296,13 @@ func TestRepairCurrent(t *testing.T) {
 // TestCurrentIsPinned: S2, a copy whose source is another by now is refused.
 func TestCurrentIsPinned(t *testing.T) {
 	w := newWorld(t)
+	w.publish(files{"x": "1"})
 	m, _ := w.upload(files{"a": "1"})
 	w.put(ObjectKey(m.ID, "a"), "2")
-	if err := w.c.RefreshCurrent(t.Context(), nil, m); !errors.Is(err, objstore.ErrPrecondition) {
+	if err := w.c.RefreshCurrent(t.Context(), w.head, nil, m); !errors.Is(err, objstore.ErrPrecondition) {
 		t.Fatalf("RefreshCurrent from a changed object: %v", err)
 	}
-	if got := w.current(); len(got) > 0 {
+	if got := w.current(); got["a"] != "" {
 		t.Fatalf("current: %v", got)
 	}
 }
@@ -324,7 +325,7 @@ func TestFailNth(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			return w.c.RefreshCurrent(w.t.Context(), prev, w.last)
+			return w.c.RefreshCurrent(w.t.Context(), w.head, prev, w.last)
 		},
 		"Clear": func(w *world) error {
 			_, err := w.c.Clear(w.t.Context())

@@ -25,9 +25,21 @@ type storedBranch struct {
 	at time.Time // monotonic
 }
 
-// aside returns why this writer publishes nothing in the list any more, nil while it
-// does. What it holds goes to branches then.
+// aside returns why this writer publishes nothing in the list, an *AsideError, nil
+// while it does. What it holds goes to branches then.
 func (u *Uploader) aside() error {
+	if err := u.isFenced(); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.yielded {
+		return &AsideError{Store: u.o.Catalog.Store().String(), Why: ErrYielded}
+	}
+	return nil
+}
+
+func (u *Uploader) isFenced() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.fenced
@@ -43,7 +55,7 @@ func (u *Uploader) Branch(ctx context.Context) (Result, error) {
 		return Result{}, fmt.Errorf("store a branch: %w", err)
 	}
 	defer u.leaveTurn()
-	if u.aside() == nil {
+	if u.isFenced() == nil {
 		u.fence(ErrDiverged)
 	}
 	res, err := u.branch(ctx)

@@ -68,7 +68,7 @@ func failBranchAt(t *testing.T, n int, after, dead bool) bool {
 		where = fmt.Sprintf("operation %d, %s, failed (after: %v, dead: %v)", n, f.ops[n], after, dead)
 	}
 	f.fail, f.dead, w.store.Fail = -1, false, nil
-	var fenced *FencedError
+	var fenced *AsideError
 	switch {
 	case !errors.As(err, &fenced):
 		t.Fatalf("%s: %v", where, err)

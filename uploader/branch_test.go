@@ -29,7 +29,7 @@ func (w *world) rival() *world {
 func (w *world) branch() Result {
 	w.t.Helper()
 	res, err := w.u.Snapshot(w.t.Context())
-	var fenced *FencedError
+	var fenced *AsideError
 	if !errors.As(err, &fenced) || exitcode.Of(err) != exitcode.Conflict {
 		w.t.Fatalf("snapshot: %v", err)
 	}
@@ -256,7 +256,7 @@ func TestBranchGoesToItsOwnStore(t *testing.T) {
 		before := w.objects("")
 		w.write("a", []byte("c"))
 		_, err := w.u.Snapshot(t.Context())
-		var fenced *FencedError
+		var fenced *AsideError
 		if !errors.As(err, &fenced) || fenced.Failed == nil || fenced.Branch != "" || exitcode.Of(err) != exitcode.Conflict {
 			t.Errorf("emptied: %v: %v", emptied, err)
 		}

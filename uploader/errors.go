@@ -13,6 +13,9 @@ var (
 	// ErrFenced: another writer has taken the store over. It stays so until the
 	// next mount.
 	ErrFenced = errors.New("another writer has taken the store over")
+	// ErrYielded: this writer has handed the store over. Unlike ErrFenced it may end:
+	// see Reclaim.
+	ErrYielded = errors.New("the store was handed over to another mount")
 	// ErrDiverged: the store's newest snapshot is not the one that the local copy
 	// is based on.
 	ErrDiverged = errors.New("the store's newest snapshot is not the one that the local copy is based on")
@@ -54,18 +57,22 @@ func (e *DamagedError) Hint() string {
 		"chromafs restore --at %s DIR (or an older one, see chromafs history list; the damaged copy is kept in .chromafs/backups), or repair the file, "+others, e.LastGood)
 }
 
-// FencedError says that this writer publishes nothing in the list any more, and what
-// became of what it holds. It is ErrFenced.
-type FencedError struct {
+// AsideError says that this writer publishes nothing in the list, why, and what
+// became of what it holds. It is ErrFenced or ErrYielded.
+type AsideError struct {
 	Store  string     // as the store calls itself
-	Err    error      // how that was found out
+	Why    error      // ErrFenced or ErrYielded
+	Err    error      // how ErrFenced was found out
 	Branch history.ID // holds what this writer does; "" where there is none
 	Failed error      // why there is none; nil: nothing here differs from what was published
 }
 
 // Error implements error.
-func (e *FencedError) Error() string {
-	msg := fmt.Sprintf("%v: %s: %v", ErrFenced, e.Store, e.Err)
+func (e *AsideError) Error() string {
+	msg := fmt.Sprintf("%v: %s", e.Why, e.Store)
+	if e.Err != nil {
+		msg += ": " + e.Err.Error()
+	}
 	switch {
 	case e.Branch != "":
 		return msg + "; what this one holds is stored as the branch " + string(e.Branch)
@@ -75,21 +82,24 @@ func (e *FencedError) Error() string {
 	return msg
 }
 
-// Unwrap makes the error ErrFenced, its cause, and why there is no branch.
-func (e *FencedError) Unwrap() []error {
-	errs := []error{ErrFenced, e.Err}
-	if e.Failed != nil {
-		errs = append(errs, e.Failed)
+// Unwrap returns why, how that was found out, and why there is no branch.
+func (e *AsideError) Unwrap() []error {
+	var errs []error
+	for _, err := range []error{e.Why, e.Err, e.Failed} {
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
 	return errs
 }
 
 // ExitCode returns exitcode.Conflict: what is published is not what this writer holds.
-func (e *FencedError) ExitCode() int { return exitcode.Conflict }
+func (e *AsideError) ExitCode() int { return exitcode.Conflict }
 
 // Hint returns the next step.
-func (e *FencedError) Hint() string {
-	const next = "this one keeps serving, and the list of snapshots is the other's; stop it: its next mount brings the store's newest snapshot"
+func (e *AsideError) Hint() string {
+	const next = "this one keeps serving, and the list of snapshots is the other's; let applications use the other mount and stop this one: " +
+		"its next mount brings the store's newest snapshot"
 	switch {
 	case e.Branch != "":
 		return next + " and keeps what was written here in .chromafs/backups too. To go on with the branch instead: " +

@@ -231,6 +231,7 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 		return Result{}, err
 	}
 	u.hasCut(start)
+	u.KnowCurrent("")
 	u.newest, u.suspect = m, false
 	files, bytes := m.Files()
 	res := Result{ID: m.ID, Sequence: m.Sequence, Created: m.Created, Consistency: string(m.Consistency), Files: files,
@@ -401,11 +402,11 @@ func (u *Uploader) follow(ctx context.Context, prev *history.Manifest, listed, u
 		return err
 	}
 	if len(listed) == 1 && listed[0] == next.ID && (prev != nil || len(u.head.History) == 1 && next.Sequence == 1) {
-		err = u.o.Catalog.RefreshCurrent(ctx, prev, next)
+		err = u.o.Catalog.RefreshCurrent(ctx, u.head, prev, next)
 	} else {
 		err = u.repairCurrent(ctx, next, listed, unlisted)
 	}
-	if err := u.step("current", err); err != nil {
+	if err := u.step("current", u.overtaken(err)); err != nil {
 		return fmt.Errorf("refresh current: %w", err)
 	}
 	for _, id := range listed {
@@ -413,6 +414,7 @@ func (u *Uploader) follow(ctx context.Context, prev *history.Manifest, listed, u
 			return err
 		}
 	}
+	u.KnowCurrent(next.ID)
 	return nil
 }
 
@@ -440,7 +442,10 @@ func (u *Uploader) repairCurrent(ctx context.Context, next *history.Manifest, li
 			return err
 		}
 	}
-	_, err := u.o.Catalog.RepairCurrent(ctx, past, next)
+	copied, err := u.o.Catalog.RepairCurrent(ctx, u.head, past, next)
+	if copied > 0 && err == nil {
+		u.o.Log.Info("the files beside manifest.json follow the newest snapshot again", "id", next.ID, "copied", copied)
+	}
 	return err
 }
 

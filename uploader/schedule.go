@@ -20,8 +20,10 @@ const (
 // written for the time to settle, at most a tenth of the interval after it was due.
 // Failures are tried again for ever, with backoff (F4). It returns nil.
 //
-// It is the same once another writer has taken over, with branches.
+// It is the same once another writer has taken over, or was handed the store, with
+// branches.
 func (u *Uploader) Run(ctx context.Context) error {
+	u.repairAtStart(ctx)
 	var since time.Time // since when a snapshot has been due; zero: it is not
 	for {
 		now := u.o.Now()

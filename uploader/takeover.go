@@ -16,13 +16,17 @@ import (
 // that the caller read by one with the next epoch, on condition that it is still
 // that one, and creates it where there is none (etag ""). The list and the newest
 // snapshot stay. Where someone else came first, the error is the catalog's
-// *StaleError or *FencedError: read again, decide again.
+// *StaleError or *FencedError: read again, decide again. Unless KnowCurrent told that
+// `current` follows the newest snapshot, that is looked at once.
 func (u *Uploader) Takeover(ctx context.Context, head history.Head, etag string) (history.Head, error) {
 	if err := u.takeTurn(ctx); err != nil {
 		return history.Head{}, err
 	}
 	defer u.leaveTurn()
 	if err := u.takeover(ctx, head, etag); err != nil {
+		return history.Head{}, fmt.Errorf("take over the store: %w", err)
+	}
+	if err := u.doubtCurrent(); err != nil {
 		return history.Head{}, fmt.Errorf("take over the store: %w", err)
 	}
 	return u.head, nil
@@ -49,7 +53,10 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 	if err != nil {
 		return err
 	}
-	u.head, u.etag, u.attached = next, newETag, true
+	u.head, u.etag, u.attached, u.took = next, newETag, true, next
+	if u.o.TookOver != nil {
+		u.o.TookOver(next)
+	}
 	if err := failpoint.Hit("uploader/taken-over"); err != nil {
 		return err
 	}
@@ -70,19 +77,9 @@ func (u *Uploader) confirm(ctx context.Context) error {
 	if err := u.aside(); err != nil {
 		return err
 	}
-	head, etag, err := u.o.Catalog.Head(ctx)
-	if err != nil && !errors.Is(err, history.ErrNoBackup) {
+	if err := u.readHead(ctx); err != nil {
 		return err
 	}
-	switch {
-	case !u.attached || etag == u.etag:
-	case etag == "":
-		return exitcode.New(exitcode.Conflict, fmt.Errorf("%w: the store was emptied while this writer had it", ErrDiverged),
-			"what is local is untouched; bring the store's objects back, or stop and mount again to be shown the choices")
-	case head.Lineage != u.head.Lineage || head.Epoch != u.head.Epoch || head.Writer != u.head.Writer:
-		return u.fence(&history.FencedError{Head: head})
-	}
-	u.head, u.etag = head, etag
 	if err := u.completeIntent(ctx); err != nil {
 		return err
 	}
@@ -95,6 +92,25 @@ func (u *Uploader) confirm(ctx context.Context) error {
 	if u.o.Queue.State().Intent != nil { // a takeover is what ends it for good
 		return u.attach(ctx)
 	}
+	return nil
+}
+
+// readHead learns the head as it is now. Where another writer has replaced it, this
+// one is fenced.
+func (u *Uploader) readHead(ctx context.Context) error {
+	head, etag, err := u.o.Catalog.Head(ctx)
+	if err != nil && !errors.Is(err, history.ErrNoBackup) {
+		return err
+	}
+	switch {
+	case !u.attached || etag == u.etag:
+	case etag == "":
+		return exitcode.New(exitcode.Conflict, fmt.Errorf("%w: the store was emptied while this writer had it", ErrDiverged),
+			"what is local is untouched; bring the store's objects back, or stop and mount again to be shown the choices")
+	case head.Lineage != u.took.Lineage || head.Epoch != u.took.Epoch || head.Writer != u.took.Writer:
+		return u.fence(&history.FencedError{Head: head})
+	}
+	u.head, u.etag = head, etag
 	return nil
 }
 

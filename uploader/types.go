@@ -93,4 +93,5 @@ type Status struct {
 	FailingSince time.Time // zero: the last attempt went well
 	Failures     int       // attempts in a row
 	Fenced       bool
+	Yielded      bool // the store was handed over, and not taken back
 }

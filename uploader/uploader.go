@@ -28,6 +28,8 @@ type Options struct {
 	Now          func() time.Time // must go forward as time.Now does, with a monotonic reading
 	Rand         io.Reader        // ids, nonces, jitter; read by one at a time
 	Log          *slog.Logger
+	// TookOver, where set, is told of every takeover, one at a time. It must not wait.
+	TookOver func(history.Head)
 }
 
 const (
@@ -70,6 +72,7 @@ type Uploader struct {
 	turn chan struct{} // holds a token while someone has the turn, and with it what follows
 
 	attached bool               // this process has taken the store over
+	took     history.Head       // as of that takeover: what makes a later head this writer's
 	head     history.Head       // as last seen
 	etag     string             // of it
 	newest   *history.Manifest  // what head.Newest names, where it is known
@@ -83,6 +86,8 @@ type Uploader struct {
 	mu       sync.Mutex // guards what follows
 	joinable *attempt   // the next to cut; nil: there is none
 	fenced   error      // set once
+	yielded  bool       // between Yield and Reclaim
+	current  history.ID // that `current` is known to follow; "": not known
 	lastCut  time.Time  // of the last snapshot
 	retryAt  time.Time  // when Run tries again after a failure
 	status   Status     // but what Status computes
@@ -112,7 +117,7 @@ func New(o Options) (*Uploader, error) {
 // Snapshot takes a snapshot now and returns when it is published and the store is
 // tidied. Callers that come before the cut share one (S1). With nothing dirty it
 // returns the newest snapshot. Once another writer has taken over, it stores a branch
-// and fails, the branch being the result, with a *FencedError, for good.
+// and fails, the branch being the result, with a *AsideError, for good.
 func (u *Uploader) Snapshot(ctx context.Context) (Result, error) {
 	for {
 		a, leads := u.join()
@@ -227,7 +232,7 @@ func (u *Uploader) ended(ctx context.Context, res Result, err error) {
 
 // fence records that another writer has taken over. It is final.
 func (u *Uploader) fence(cause error) error {
-	err := &FencedError{Store: u.o.Catalog.Store().String(), Err: cause}
+	err := &AsideError{Store: u.o.Catalog.Store().String(), Why: ErrFenced, Err: cause}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.fenced == nil {
@@ -238,12 +243,13 @@ func (u *Uploader) fence(cause error) error {
 
 // stoodAside is what a snapshot ends with that went to a branch, or failed to.
 func (u *Uploader) stoodAside(res Result, err error) error {
-	fenced := &FencedError{Store: u.o.Catalog.Store().String(), Err: u.aside(), Branch: res.ID, Failed: err}
-	var first *FencedError
-	if errors.As(fenced.Err, &first) {
-		fenced.Err = first.Err
+	var aside *AsideError
+	if !errors.As(u.aside(), &aside) {
+		return err
 	}
-	return fenced
+	told := *aside
+	told.Branch, told.Failed = res.ID, err
+	return &told
 }
 
 // Status returns how things stand. It asks nobody but the journal.
@@ -254,7 +260,7 @@ func (u *Uploader) Status() Status {
 	s := u.status
 	s.LastCut = u.lastCut
 	s.DirtySince, s.DirtyPaths, s.AllDirty = dirty.Since, len(dirty.Marks), dirty.All
-	s.Fenced = u.fenced != nil
+	s.Fenced, s.Yielded = u.fenced != nil, u.yielded
 	if !dirty.Empty() {
 		if s.NextDue = u.dueLocked(u.o.Now()); u.retryAt.After(s.NextDue) {
 			s.NextDue = u.retryAt

@@ -60,7 +60,7 @@ func TestLeftBehindByAnotherWriter(t *testing.T) {
 	writeFile(t, filepath.Join(s.point, "shared"), "y")
 	s.must(0, "snapshot", s.point)
 
-	second := other.start(other.answers(other.point), other.dir, other.point)
+	second := other.start(other.answers(other.point), "--handoff-timeout", "0s", other.dir, other.point)
 	fill(t, s.point)
 	r := s.must(4, "snapshot", s.point)
 	id := branchID.FindString(r.stderr)

@@ -81,7 +81,7 @@ func (w workshop) snapshot(ctx context.Context, o uploadOptions, r localOptions,
 	var none uploader.Result
 	view := &lateView{dir: w}
 	o.interval = commandInterval
-	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil)
+	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil, nil)
 	if err != nil {
 		return reconcile.Result{}, none, err
 	}
@@ -135,7 +135,7 @@ func (w workshop) publish(ctx context.Context, up *uploader.Uploader, late *late
 func (w workshop) branch(ctx context.Context, o uploadOptions) (id history.ID, err error) {
 	view := &lateView{dir: w}
 	o.interval = commandInterval
-	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil)
+	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil, nil)
 	if err != nil {
 		return "", err
 	}
@@ -218,7 +218,7 @@ func printRestored(e *env, w workshop, r reconcile.Result) error {
 func (s *session) reconcile(ctx context.Context) error {
 	w := workshop{s.env, s.local, s.catalog}
 	env := w.reconciling(s.options.local, s.options.upload)
-	env.Takeover = s.uploader.Takeover
+	s.handover.join(&env)
 	var err error
 	s.origin, err = reconcile.Run(ctx, env)
 	return err

@@ -29,3 +29,25 @@ func clock(getenv func(string) string) func() time.Time {
 		return time.Now().Round(0).Add(offset)
 	}
 }
+
+// leaseTimes returns how often a holder looks at the lease and how long a waiter waits
+// for its answer; 0 is the default. In this build a test can shorten both:
+// CHROMAFS_TEST_LEASE is "LOOK,ANSWER", such as "200ms,1s".
+func leaseTimes(getenv func(string) string) (look, answer time.Duration) {
+	text := getenv("CHROMAFS_TEST_LEASE")
+	if text == "" {
+		return 0, 0
+	}
+	for i, part := range strings.SplitN(text, ",", 2) {
+		d, err := time.ParseDuration(part)
+		if err != nil {
+			panic("CHROMAFS_TEST_LEASE: " + err.Error())
+		}
+		if i == 0 {
+			look = d
+		} else {
+			answer = d
+		}
+	}
+	return look, answer
+}

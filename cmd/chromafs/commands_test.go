@@ -151,7 +151,7 @@ func TestFlagsOfEachCommand(t *testing.T) {
 	local := []string{"no-local-backup", "keep-local-backups"}
 	want := map[string][]string{
 		"mount": slices.Concat(store, logging, local, []string{"interval", "settle", "keep", "verify", "prefer-local", "offline",
-			"store-timeout", "stop-timeout", "flush-timeout", "quiesce-timeout", "scratch-limit", "allow-other", "daemon"}),
+			"store-timeout", "stop-timeout", "flush-timeout", "handoff-timeout", "quiesce-timeout", "scratch-limit", "allow-other", "daemon"}),
 		"snapshot":       slices.Concat(store, logging, []string{"json", "keep", "verify"}),
 		"restore":        slices.Concat(store, logging, local, []string{"at", "skip-backup"}),
 		"sync":           slices.Concat(store, logging, local, []string{"keep", "verify", "prefer-local"}),

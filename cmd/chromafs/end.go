@@ -27,10 +27,12 @@ var errFlushTimeout = errors.New("--flush-timeout has passed")
 
 // end brings the mount to its end (DESIGN §6): a snapshot starts at once, beside
 // the COMMAND's own stop; what was written meanwhile follows once nobody can write
-// any more; then everything is given back. It returns what the process ends with.
+// any more; then everything is given back, the store to whoever waits for it included.
+// It returns what the process ends with.
 func (s *session) end(reason string, sig os.Signal) error {
 	log := s.env.log
 	log.Info("ending", keyReason, reason)
+	s.handover.keeper.Ending()
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.options.flushTimeout, errFlushTimeout)
 	defer cancel()
 	first := make(chan struct{})
@@ -48,6 +50,7 @@ func (s *session) end(reason string, sig os.Signal) error {
 	s.background.Wait()
 	flushErr := s.flush(ctx)
 	s.result = s.verdict(flushErr)
+	s.handover.close()
 	closeErr := s.giveBack(detached)
 	close(s.gone)
 	ctx, cancel = context.WithTimeout(context.Background(), answerTimeout)
@@ -134,7 +137,7 @@ func (s *session) verdict(flushErr error) error {
 	if flushErr == nil {
 		flushErr = errors.New("processes that still used the mount wrote after the last snapshot")
 	}
-	if s.uploader.Status().Fenced {
+	if up := s.uploader.Status(); up.Fenced || up.Yielded {
 		return s.leftAside(flushErr)
 	}
 	code, hint := exitcode.Store, "nothing is lost: it is on the local disk, marked, and is stored after the next mount of "+s.place.dir
@@ -154,7 +157,7 @@ func (s *session) verdict(flushErr error) error {
 // nothing is lost; where what was written came to nothing, there is none.
 func (s *session) leftAside(flushErr error) error {
 	const then = "the next mount of %[1]s serves the store's newest snapshot and keeps what is local in .chromafs/backups"
-	var fenced *uploader.FencedError
+	var fenced *uploader.AsideError
 	if errors.As(flushErr, &fenced) && fenced.Branch != "" {
 		return exitcode.New(exitcode.Conflict, fmt.Errorf("the list of snapshots does not have what %s holds: %w", s.place.dir, flushErr),
 			fmt.Sprintf("nothing is lost: "+then+"; to go on with the branch instead: chromafs restore --at %[2]s %[1]s, then mount", s.place.dir, fenced.Branch))

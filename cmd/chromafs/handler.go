@@ -55,6 +55,7 @@ func (h handler) Status(context.Context) (control.Status, error) {
 	}
 	st.NextDue, st.FailingSince = optional(up.NextDue), optional(up.FailingSince)
 	st.LastError, st.Fenced, st.Snapshotting = up.LastError, up.Fenced, up.Running
+	st.Yielded, st.Lease = up.Yielded, s.handover.status()
 	cuts := s.fs.CutStats()
 	st.Cuts = &control.Cuts{Count: cuts.Cuts, Abandoned: cuts.Abandoned, LastWaitUS: cuts.LastWait.Microseconds(),
 		LongestHoldUS: cuts.LongestHold.Microseconds(), LongestWaitUS: cuts.LongestWait.Microseconds()}

@@ -26,6 +26,7 @@ type mountOptions struct {
 
 	stopTimeout    time.Duration
 	flushTimeout   time.Duration
+	handoffTimeout time.Duration
 	quiesceTimeout time.Duration
 	scratchLimit   string
 	allowOther     bool
@@ -43,6 +44,7 @@ func (o *mountOptions) AddFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.local.storeTimeout, "store-timeout", time.Minute, "how long to wait for the store at the start")
 	flags.DurationVar(&o.stopTimeout, "stop-timeout", 5*time.Second, "how long COMMAND may take to stop before it is killed")
 	flags.DurationVar(&o.flushTimeout, "flush-timeout", 5*time.Minute, "how long the final snapshot may take")
+	flags.DurationVar(&o.handoffTimeout, "handoff-timeout", 90*time.Second, "how long to wait at the start for another mount of the store to take its final snapshot and hand over; 0 takes over at once")
 	flags.DurationVar(&o.quiesceTimeout, "quiesce-timeout", 5*time.Second, "how long a snapshot waits for databases to come to rest")
 	flags.StringVar(&o.scratchLimit, "scratch-limit", "10%", "how much of what is overwritten while a snapshot is read may be saved on DIR's disk, as a `size` (500M, 20GiB) or a share of what is free")
 	flags.BoolVar(&o.allowOther, "allow-other", false, "let other users use the mount, as far as the files' permissions allow")
@@ -87,8 +89,8 @@ func (o *mountOptions) validate() error {
 	if _, err := parseScratchLimit(o.scratchLimit); err != nil {
 		return err
 	}
-	if o.upload.settle < 0 || o.stopTimeout < 0 {
-		return usageError("--settle %v, --stop-timeout %v: must not be negative", o.upload.settle, o.stopTimeout)
+	if o.upload.settle < 0 || o.stopTimeout < 0 || o.handoffTimeout < 0 {
+		return usageError("--settle %v, --stop-timeout %v, --handoff-timeout %v: must not be negative", o.upload.settle, o.stopTimeout, o.handoffTimeout)
 	}
 	return nil
 }

@@ -35,6 +35,7 @@ type session struct {
 
 	catalog  *history.Catalog
 	uploader *uploader.Uploader
+	handover *handover        // nil until the store is known
 	origin   reconcile.Result // how DIR was brought up to date
 	fs       *fusefs.FS       // nil until it is mounted
 	server   *control.Server
@@ -78,7 +79,8 @@ func (s *session) start(ctx context.Context) error {
 	if s.catalog, err = s.options.store.open(s.env); err != nil {
 		return err
 	}
-	s.uploader, err = newUploader(s.env, s.local, s.catalog, s.options.upload, s.cut, s.lastMutation)
+	s.handover = newHandover(s)
+	s.uploader, err = newUploader(s.env, s.local, s.catalog, s.options.upload, s.cut, s.lastMutation, s.handover.tookOver)
 	if err != nil {
 		return err
 	}
@@ -114,16 +116,17 @@ func (s *session) start(ctx context.Context) error {
 			return err
 		}
 	}
+	close(s.handover.serving)
 	return s.ready.announce()
 }
 
 // newUploader wires an uploader for a DIR that this process holds.
 func newUploader(e *env, l *local, c *history.Catalog, o uploadOptions,
-	cut func(context.Context) (uploader.View, error), lastMutation func() time.Time) (*uploader.Uploader, error) {
+	cut func(context.Context) (uploader.View, error), lastMutation func() time.Time, tookOver func(history.Head)) (*uploader.Uploader, error) {
 	return uploader.New(uploader.Options{
 		Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log),
 		Interval: o.interval, Settle: o.settle, Keep: o.keep, LastMutation: lastMutation,
-		Now: e.now, Rand: rand.Reader, Log: e.log,
+		Now: e.now, Rand: rand.Reader, Log: e.log, TookOver: tookOver,
 	})
 }
 
@@ -238,6 +241,9 @@ func (s *session) abandon() error {
 	if s.stopRun != nil {
 		s.stopRun()
 		s.background.Wait()
+	}
+	if s.handover != nil {
+		s.handover.close()
 	}
 	if s.fs != nil {
 		errs = append(errs, s.fs.Unmount(true))

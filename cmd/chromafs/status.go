@@ -132,6 +132,7 @@ func troubles(e *env, st control.Status) []string {
 	}{
 		{!st.Mounted, "not mounted"},
 		{st.Fenced, "another writer has taken the store over; " + describeBranch(st.Branch, e.now())},
+		{st.Yielded && !st.Fenced, "the store was handed over to another mount; " + describeBranch(st.Branch, e.now())},
 		{st.LastError != "" && st.FailingSince != nil, "the last snapshot failed: " + st.LastError},
 		{st.LastError != "" && st.FailingSince == nil, "the last snapshot is stored, but not all of what follows: " + st.LastError},
 		{st.Overdue, "a snapshot is overdue"},
@@ -172,6 +173,9 @@ func printStatus(e *env, st control.Status) error {
 	}
 	if st.UnfinishedRestore != "" {
 		line("unfinished", "the restore of %s; the next mount goes on with it", st.UnfinishedRestore)
+	}
+	if st.Lease != nil {
+		line("lease", "%s", describeLease(*st.Lease, now))
 	}
 	if st.Fenced {
 		line("fenced", "another writer has taken the store over; %s", describeBranch(st.Branch, now))
@@ -228,6 +232,28 @@ func describeDirty(st control.Status, now time.Time) string {
 		text += fmt.Sprintf(", changed since %s ago", age(now.Sub(*st.DirtySince)))
 	}
 	return text
+}
+
+func describeLease(l control.Lease, now time.Time) string {
+	var text string
+	switch l.State {
+	case "lost":
+		text = "lost to " + orAnother(l.Holder)
+	case "yielding":
+		text = "yielding to " + orAnother(l.Waiter)
+	case "yielded":
+		text = "yielded to " + orAnother(l.Waiter)
+	default:
+		text = fmt.Sprintf("%s by this mount", l.State)
+	}
+	return fmt.Sprintf("%s for %s (epoch %d)", text, age(now.Sub(l.Since)), l.Epoch)
+}
+
+func orAnother(party string) string {
+	if party == "" {
+		return "another mount"
+	}
+	return party
 }
 
 func describeDue(st control.Status, now time.Time) string {

@@ -27,6 +27,7 @@ type Options struct {
 	Env        []string
 	Failpoints string   // selects the failpoints build
 	Clock      string   // a file with an offset; selects the failpoints build
+	Lease      string   // how often a holder looks, and how long a waiter waits for an answer: "1s,3s"; selects the failpoints build
 	Command    []string // after --
 	User       uint32   // run as this user, 0: as we are
 }
@@ -66,7 +67,7 @@ func Launch(t testing.TB, o Options) *Mount {
 	t.Helper()
 	m := &Mount{t: t, o: o, binary: Binary(t), log: &lockedBuffer{}, done: make(chan struct{}),
 		hitsLog: filepath.Join(t.TempDir(), "failpoints")}
-	if o.Failpoints != "" || o.Clock != "" {
+	if o.Failpoints != "" || o.Clock != "" || o.Lease != "" {
 		m.binary = FailpointsBinary(t)
 	}
 	for _, dir := range []string{o.Dir, o.Point} {
@@ -114,12 +115,17 @@ func StartAndWait(cmd *exec.Cmd, done chan<- struct{}) error {
 }
 
 func (m *Mount) env() []string {
-	env := append(m.o.Store.env(), "CHROMAFS_FAILPOINTS_LOG="+m.hitsLog)
+	// Most tests kill a daemon to see what becomes of its data, not how long the next
+	// one waits for it.
+	env := append(m.o.Store.env(), "CHROMAFS_FAILPOINTS_LOG="+m.hitsLog, "CHROMAFS_HANDOFF_TIMEOUT=500ms")
 	if m.o.Failpoints != "" {
 		env = append(env, "CHROMAFS_FAILPOINTS="+m.o.Failpoints)
 	}
 	if m.o.Clock != "" {
 		env = append(env, "CHROMAFS_TEST_CLOCK="+m.o.Clock)
+	}
+	if m.o.Lease != "" {
+		env = append(env, "CHROMAFS_TEST_LEASE="+m.o.Lease)
 	}
 	if m.o.User != 0 {
 		env = append(env, "XDG_RUNTIME_DIR="+filepath.Join(filepath.Dir(m.o.Dir), "run"))

@@ -76,6 +76,8 @@ type Status struct {
 	FailingSince *time.Time `json:"failing_since,omitempty"`
 	Fenced       bool       `json:"fenced"`
 	Branch       *Branch    `json:"branch,omitempty"` // the last one that this mount stored; nil: none
+	Yielded      bool       `json:"yielded"`          // the store was handed over to another mount
+	Lease        *Lease     `json:"lease,omitempty"`  // nil: this mount has not had the store yet
 
 	UnfinishedRestore string `json:"unfinished_restore,omitempty"` // the id it restores
 	FreeBytes         uint64 `json:"free_bytes"`
@@ -83,6 +85,15 @@ type Status struct {
 	ScratchLimit      int64  `json:"scratch_limit,omitempty"` // only while a snapshot is being read
 
 	Cuts *Cuts `json:"cuts,omitempty"` // nil: not mounted
+}
+
+// Lease says who has the store, as far as this mount knows.
+type Lease struct {
+	State  string    `json:"state"`            // held, yielding, yielded, released or lost
+	Epoch  uint64    `json:"epoch"`            // of this mount's takeover
+	Holder string    `json:"holder,omitempty"` // who has it now, where that is another mount
+	Waiter string    `json:"waiter,omitempty"` // who asked for it last
+	Since  time.Time `json:"since"`            // of the state
 }
 
 // Cuts says what the cuts of a mount have cost the application so far.

@@ -29,6 +29,10 @@ type Env struct {
 	// journal's base is all that it holds; (*uploader.Uploader).Branch of a view of DIR
 	// fits. nil: no branch can be stored.
 	Branch func(ctx context.Context) (history.ID, error)
+	// HandOver waits until whoever holds the store by that head has handed it over, or
+	// need not be waited for, and reports whether it has waited: then the store is read
+	// again. It is called before Takeover, once per holder. nil: nobody is asked.
+	HandOver func(ctx context.Context, head history.Head) (waited bool, err error)
 	// LocalOnly refuses what would replace the local copy (an offline snapshot).
 	LocalOnly bool
 
@@ -69,7 +73,7 @@ func Run(ctx context.Context, e Env) (Result, error) {
 			}
 		}
 		if !taken && d.Action != ServeOffline {
-			if taken, err = r.takeover(ctx); err != nil {
+			if taken, err = r.becomeWriter(ctx); err != nil {
 				return Result{}, err
 			}
 			continue
@@ -102,10 +106,17 @@ type runner struct {
 	store   Store
 	scanned bool
 	content *comparison  // with the newest snapshot; nil: not compared
+	asked   *holder      // who was asked to hand over last; nil: nobody
 	aside   []history.ID // branches in a store where nothing was published
 	forked  bool         // it was tried to store DIR as a branch
 	branch  history.ID   // "" where that failed, or there was no need to
 	saved   bool         // nothing is lost with DIR: the store has it, as a branch or otherwise
+}
+
+// holder is the writer that a head names.
+type holder struct {
+	writer string
+	epoch  uint64
 }
 
 // begin reads the store, and forgets what a restore was asked for that never began.
@@ -206,6 +217,24 @@ func (r *runner) local() (Local, error) {
 		l.Content = r.content.result()
 	}
 	return l, nil
+}
+
+// becomeWriter takes the store over, having asked its holder. Where that took time,
+// and where somebody else was faster, the store was read again, and the caller decides
+// again: with another holder in it, that one is asked.
+func (r *runner) becomeWriter(ctx context.Context) (taken bool, err error) {
+	now := holder{r.head.Writer, r.head.Epoch}
+	if r.HandOver != nil && (r.asked == nil || *r.asked != now) {
+		r.asked = &now
+		waited, err := r.HandOver(ctx, r.head)
+		if err != nil {
+			return false, err
+		}
+		if waited {
+			return false, r.readStore(ctx)
+		}
+	}
+	return r.takeover(ctx)
 }
 
 // takeover makes this process the writer, trying for StoreTimeout while the store
