@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +27,13 @@ func TestYieldAndReclaim(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		var took []uint64
 		w.u.o.TookOver = func(h history.Head) { took = append(took, h.Epoch) }
+		var published atomic.Int32
+		w.store.Fail = func(op memstore.Op) error {
+			if op.Kind == "put" && op.Key == history.HeadKey || op.Kind == "copy" && op.Key == history.CurrentKey("a") {
+				published.Add(1)
+			}
+			return nil
+		}
 		cuts := run(t, w)
 		w.write("a", []byte("1"))
 		time.Sleep(10 * time.Minute)
@@ -36,17 +44,16 @@ func TestYieldAndReclaim(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.write("a", []byte("2"))
+		published.Store(0)
 		time.Sleep(24 * time.Hour)
 		if s := w.u.Status(); !s.Yielded || s.Fenced || s.Failures > 0 || s.Branch == nil {
 			t.Fatalf("Run has stored no branch: %+v", s)
 		}
 		branch := w.u.Status().Branch.ID
 		_, err := w.u.Snapshot(t.Context())
-		if !errors.Is(err, ErrYielded) || errors.Is(err, ErrFenced) || exitcode.Of(err) != exitcode.Conflict || exitcode.Hint(err) == "" {
-			t.Errorf("Snapshot: %v", err)
-		}
-		if !strings.Contains(err.Error(), string(branch)) {
-			t.Errorf("Snapshot does not name the branch %s: %v", branch, err)
+		if !errors.Is(err, ErrYielded) || errors.Is(err, ErrFenced) || exitcode.Of(err) != exitcode.Conflict || exitcode.Hint(err) == "" ||
+			published.Load() > 0 || !strings.Contains(err.Error(), string(branch)) {
+			t.Errorf("Snapshot: %v; published %d times; the branch is %s", err, published.Load(), branch)
 		}
 		if h := w.head(); h.Sequence != 1 || w.j.Dirty().Empty() {
 			t.Errorf("it published: %+v", h)
