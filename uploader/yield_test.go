@@ -11,6 +11,7 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/exitcode"
+	"github.com/chromafs/chromafs/internal/objstore/memstore"
 )
 
 // other is a second machine on the same store, which knows what the first has published.
