@@ -39,7 +39,7 @@ type State struct {
 	Cut         uint64 // the highest cut number known; the next cut needs a higher one
 
 	Intent  *Intent  // a publication that may have happened unacknowledged
-	Pending []string // ids whose objects this writer may have left in the store
+	Pending []string // ids whose objects this writer may have left in the store, or that `current` may not follow yet
 }
 
 // Intent says that the snapshot ID is about to be published.

@@ -19,13 +19,18 @@
 //  6. manifest.json, conditional on the ETag last seen: the snapshot is published.
 //  7. the journal acknowledges it: marks that precede the cut are cleared. Then the
 //     view is told.
-//  8. current is refreshed; the id is no longer pending.
+//  8. current is refreshed, if this is the writer still; the id is no longer pending.
 //  9. pending ids that are on no list are deleted: what rotation took off (noted as
 //     pending before step 6) and what earlier failures left.
 //
 // A pending id that is listed means that step 8 is still to be done for it, one
 // that is not listed that step 9 is. So one mechanism finishes or collects
-// whatever a failure or a crash left, at the end of the next snapshot.
+// whatever a failure or a crash left, at the end of the next snapshot. A takeover
+// that does not know whether current follows the newest snapshot, another writer's,
+// makes that one pending too (current.go).
+//
+// A writer that is asked to hand the store over yields (yield.go): it publishes
+// nothing any more, until it takes the store back.
 //
 // A writer that another one has taken over from, or whose base the store has moved on
 // from, stores branches instead, on the same schedule: steps 1 to 4 under an id that

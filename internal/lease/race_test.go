@@ -2,6 +2,7 @@ package lease
 
 import (
 	"crypto/rand"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -187,6 +188,61 @@ func TestReleaseOfTheOneLeftBehind(t *testing.T) {
 		a.wantState(Released, true)
 		if r := w.lease(); r.Holder != b.self || r.State != Held {
 			t.Errorf("the lease: %+v", r)
+		}
+	})
+}
+
+// A write whose answer was lost, or that was refused because it had happened, is known
+// by its nonce; one that did not happen is not.
+func TestWriteIsReadBack(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		o := object{w.store, rand.Reader}
+		r := Record{State: Held, Holder: Party{Writer: "a"}, Epoch: 1}
+		for _, kind := range []error{objstore.ErrUnavailable, objstore.ErrPrecondition} {
+			lost := false
+			w.failing(func(op memstore.Op) error {
+				if op.Kind == "put" && op.After && !lost {
+					lost = true
+					return kind
+				}
+				return nil
+			})
+			etag := ""
+			if kind == objstore.ErrPrecondition {
+				etag = w.etag()
+			}
+			if _, got, err := o.write(t.Context(), r, etag); err != nil || got != w.etag() || !lost {
+				t.Errorf("%v: ETag %q, %v", kind, got, err)
+			}
+		}
+		w.failing(nil)
+		if _, _, err := o.write(t.Context(), r, ""); !errors.Is(err, errTaken) {
+			t.Errorf("a write in the place of another: %v", err)
+		}
+	})
+}
+
+// A holder whose first lease is raced by a waiter's request writes it at once, and
+// answers.
+func TestTheFirstLeaseIsRaced(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a, b := w.mount("a"), w.mount("b")
+		won, _ := w.takeover(head{}, "a")
+		var raced atomic.Bool
+		w.failing(func(op memstore.Op) error {
+			if op.Kind == "put" && !op.After && raced.CompareAndSwap(false, true) {
+				r := Record{State: Held, Holder: Party{Writer: "a"}, Epoch: 1, Request: &Request{Party: b.self, Nonce: "n", Patience: patience}}
+				if _, _, err := (object{w.store, rand.Reader}).write(t.Context(), r, ""); err != nil {
+					t.Error(err)
+				}
+			}
+			return nil
+		})
+		start := time.Now()
+		a.hold(won)
+		synctest.Wait()
+		if r := w.lease(); time.Since(start) > 0 || r.Holder != a.self || r.Answer != "n" {
+			t.Errorf("after %v: %+v", time.Since(start), r)
 		}
 	})
 }
