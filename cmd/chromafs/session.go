@@ -17,6 +17,7 @@ import (
 	"github.com/chromafs/chromafs/internal/control"
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/dirview"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/internal/reconcile"
 	"github.com/chromafs/chromafs/uploader"
 )
@@ -75,7 +76,7 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if s.catalog, err = s.options.store.open(s.env); err != nil {
+	if s.catalog, err = s.options.store.open(s.env, retry.Patient); err != nil {
 		return err
 	}
 	s.uploader, err = newUploader(s.env, s.local, s.catalog, s.options.upload, s.cut, s.lastMutation)

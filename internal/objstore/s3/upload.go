@@ -87,12 +87,19 @@ func (s *Store) copyParts(ctx context.Context, dst string, src objstore.Object) 
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(copyWorkers)
 	for n, off := 1, int64(0); off < src.Size; n, off = n+1, off+size {
-		g.Go(func() error { return up.copyPart(gctx, n, src, off, min(size, src.Size-off)) })
+		g.Go(func() error {
+			return s.o.Repeat(gctx, "copy a part of "+src.Key, func() error { return up.CopyPart(gctx, n, src, off, min(size, src.Size-off)) })
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return objstore.Object{}, err
 	}
-	return up.complete(ctx)
+	var made objstore.Object
+	err = s.o.Repeat(ctx, "complete the copy to "+dst, func() (err error) {
+		made, err = up.Complete(ctx)
+		return err
+	})
+	return made, err
 }
 
 // upload is a multipart upload.
@@ -124,6 +131,27 @@ func (s *Store) newUpload(ctx context.Context, key string) (*upload, error) {
 		return nil, err
 	}
 	return &upload{s: s, key: key, full: full, id: id, etags: map[int]string{}, sizes: map[int]int64{}}, nil
+}
+
+// ResumeUpload implements objstore.Resumer.
+func (s *Store) ResumeUpload(ctx context.Context, p objstore.PendingUpload, parts []objstore.UploadPart) (objstore.Upload, error) {
+	full, err := s.name(p.Key)
+	if err != nil {
+		return nil, s.fail(ctx, "go on with the upload to", p.Key, err)
+	}
+	u := &upload{s: s, key: p.Key, full: full, id: p.ID, etags: map[int]string{}, sizes: map[int]int64{}}
+	for _, part := range parts {
+		u.etags[part.Number], u.sizes[part.Number] = part.ETag, part.Size
+	}
+	return u, nil
+}
+
+// Part implements objstore.PartTeller.
+func (u *upload) Part(n int) (objstore.UploadPart, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	size, ok := u.sizes[n]
+	return objstore.UploadPart{Number: n, Size: size, ETag: u.etags[n]}, ok
 }
 
 // ID implements objstore.Upload.
@@ -207,7 +235,7 @@ func (u *upload) complete(ctx context.Context) (none objstore.Object, err error)
 		return none, err
 	}
 	info, err := u.s.core.CompleteMultipartUpload(ctx, u.s.o.Bucket, u.full, u.id, parts, minio.PutObjectOptions{})
-	if hasCode(err, minio.NoSuchUpload) {
+	if hasCode(err, minio.NoSuchUpload) { // or an earlier process was not answered
 		return u.lostAnswer(ctx, joinedETag(etags), size, err)
 	}
 	if err != nil {
