@@ -22,7 +22,7 @@ const DefaultPrefix = "chromadb"
 
 // Options are what a URL does not say.
 type Options struct {
-	Endpoint, Region string // s3:// only; see package s3
+	Endpoint, Region string       // s3:// only; see package s3
 	Policy           retry.Policy // how patiently requests are repeated; zero: each is made once
 	Log              *slog.Logger
 }
