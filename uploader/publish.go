@@ -178,10 +178,11 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	if err != nil {
 		return Result{}, err
 	}
+	left := u.leftovers(ctx, p)
 	if err := u.step("pending", u.o.Queue.AddPending(string(m.ID))); err != nil {
 		return Result{}, err
 	}
-	t := &transfer{plan: p, id: m.ID, store: u.o.Catalog.Store(), log: u.o.Log}
+	t := &transfer{plan: p, id: m.ID, store: u.o.Catalog.Store(), log: u.o.Log, left: left, ledger: newLedger(u.o.Queue, u.o.Log)}
 	if err := u.step("objects", u.store(ctx, t)); err != nil {
 		return Result{}, err
 	}

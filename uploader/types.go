@@ -57,6 +57,11 @@ type Queue interface {
 	ClearIntent() error
 	SetEpoch(lineage string, epoch uint64) error
 	Acknowledge(journal.Published) error
+	// AddStored, SyncStored and Stored are about hints; AddStored may be forgotten
+	// after a power cut unless SyncStored followed.
+	AddStored(id string, s ...journal.Stored) error
+	SyncStored(id string) error
+	Stored(id string) ([]journal.Stored, error)
 }
 
 // Result describes a snapshot that the store holds.

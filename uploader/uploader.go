@@ -11,6 +11,7 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/exitcode"
+	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/journal"
 )
 
@@ -204,7 +205,7 @@ func (u *Uploader) ended(ctx context.Context, res Result, err error) {
 		if u.status.LastError = err.Error(); exitcode.Hint(err) != "" {
 			u.status.LastError += "; next: " + exitcode.Hint(err)
 		}
-		u.retryAt = u.o.Now().Add(u.backoff(u.status.Failures))
+		u.retryAt = u.o.Now().Add(max(u.backoff(u.status.Failures), objstore.RetryAfter(err)))
 	}
 	s, retryAt := u.status, u.retryAt
 	u.mu.Unlock()

@@ -27,7 +27,8 @@ import (
 type world struct {
 	t     *testing.T
 	store *memstore.Store
-	state *os.File // of the journal
+	over  objstore.Store // over store, where the catalog is to use another
+	state *os.File       // of the journal
 	j     *journal.Journal
 	u     *Uploader
 	log   *logBuffer
@@ -73,7 +74,12 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) catalog() *history.Catalog { return history.NewCatalog(w.store, w.logger()) }
+func (w *world) catalog() *history.Catalog {
+	if w.over != nil {
+		return history.NewCatalog(w.over, w.logger())
+	}
+	return history.NewCatalog(w.store, w.logger())
+}
 
 func (w *world) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))

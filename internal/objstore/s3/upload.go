@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -110,6 +111,8 @@ type upload struct {
 	mu    sync.Mutex // guards what follows; no request under it
 	etags map[int]string
 	sizes map[int]int64
+	// repeat: all parts were another process's, which may have completed the upload.
+	repeat bool
 }
 
 // NewUpload implements objstore.Store.
@@ -139,7 +142,7 @@ func (s *Store) ResumeUpload(ctx context.Context, p objstore.PendingUpload, part
 	if err != nil {
 		return nil, s.fail(ctx, "go on with the upload to", p.Key, err)
 	}
-	u := &upload{s: s, key: p.Key, full: full, id: p.ID, etags: map[int]string{}, sizes: map[int]int64{}}
+	u := &upload{s: s, key: p.Key, full: full, id: p.ID, etags: map[int]string{}, sizes: map[int]int64{}, repeat: true}
 	for _, part := range parts {
 		u.etags[part.Number], u.sizes[part.Number] = part.ETag, part.Size
 	}
@@ -217,7 +220,7 @@ func (u *upload) copyPart(ctx context.Context, n int, src objstore.Object, off, 
 func (u *upload) set(n int, etag string, size int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.etags[n], u.sizes[n] = etag, size
+	u.etags[n], u.sizes[n], u.repeat = etag, size, false
 }
 
 // Complete implements objstore.Upload.
@@ -240,6 +243,13 @@ func (u *upload) complete(ctx context.Context) (none objstore.Object, err error)
 	}
 	if err != nil {
 		return none, err
+	}
+	u.mu.Lock()
+	repeat := u.repeat
+	u.mu.Unlock()
+	if want := joinedETag(etags); repeat && want != strings.Trim(info.ETag, `"`) {
+		// Some servers say yes to what was completed with other parts.
+		return none, fmt.Errorf("%w: it was completed as %s, not %s", objstore.ErrRefused, info.ETag, want)
 	}
 	return objstore.Object{Key: u.key, Size: size, ETag: info.ETag}, nil
 }
