@@ -11,14 +11,19 @@ import (
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/journal"
 )
+
+// askPatience is how long the store is asked before anything is cut. Giving up early
+// costs nothing then, and Status says that the store is down.
+const askPatience = 3 * time.Second
 
 // snapshot takes the steps of the package's doc, with the turn held. sealed is
 // called right before the first cut. Where a view is damaged, one more is cut: what
 // was torn may be whole by then.
 func (u *Uploader) snapshot(ctx context.Context, sealed func()) (Result, error) {
-	if err := u.confirm(ctx); err != nil {
+	if err := u.confirm(retry.WithBudget(ctx, askPatience)); err != nil {
 		return Result{}, err
 	}
 	sealed()

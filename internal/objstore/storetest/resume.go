@@ -82,7 +82,8 @@ func testResume(t *testing.T, s objstore.Store) {
 	if _, err := third.Complete(t.Context()); !errors.Is(err, objstore.ErrNoUpload) || objstore.KindOf(err) != objstore.ErrUnavailable {
 		t.Errorf("completed after all is gone: %v", err)
 	}
-	if err := third.PutPart(t.Context(), 1, body, 0, MinPart); !errors.Is(err, objstore.ErrNoUpload) {
+	// Small: a server may break the connection off after its answer to a big one.
+	if err := third.PutPart(t.Context(), 4, body, 0, 1000); !errors.Is(err, objstore.ErrNoUpload) {
 		t.Errorf("a part of an upload that is gone: %v", err)
 	}
 }
