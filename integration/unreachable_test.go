@@ -154,7 +154,7 @@ func TestTheStoreIsDownWhileMounted(t *testing.T) {
 	})
 	gate.Set(harness.None)
 	harness.Eventually(t, 2*time.Minute, "the store has what was added while it was down", func() bool {
-		return harness.Chromafs(t, nil, "status", "--check", w.point).Code == 0
+		return harness.Chromafs(t, nil, "status", "--check", w.point).Code == 0 && !m.Dirty()
 	})
 	m.Kill()
 	w.lose()

@@ -92,7 +92,7 @@ type Status struct {
 	NextDue    time.Time // when Run takes the next one at the earliest; zero: nothing is dirty
 	Running    bool
 
-	LastError    string    // of the last attempt; "" if that went well
+	LastError    string    // of the last attempt, or of a request of the one that runs; "" if all went well
 	FailingSince time.Time // zero: the last attempt went well
 	Failures     int       // attempts in a row
 	Fenced       bool

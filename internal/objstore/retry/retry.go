@@ -87,6 +87,15 @@ func WithBudget(ctx context.Context, d time.Duration) context.Context {
 	return context.WithValue(ctx, budgetKey{}, max(d, 0))
 }
 
+type observerKey struct{}
+
+// WithObserver lets observe know of each failure after which an operation called
+// with the context is repeated, with the time of its first one, and, by a nil, that
+// one of them succeeded after all. It is called concurrently.
+func WithObserver(ctx context.Context, observe func(err error, since time.Time)) context.Context {
+	return context.WithValue(ctx, observerKey{}, observe)
+}
+
 // Do calls f until it succeeds, fails for good, or the budget is used up. what says
 // what f does, for people.
 func (r *Repeater) Do(ctx context.Context, what string, f func() error) error {
@@ -118,10 +127,14 @@ type tries struct {
 	failed  int // attempts
 	damaged int // of these, the ones whose bytes arrived damaged
 	since   time.Time
+	observe func(err error, since time.Time)
 }
 
 func (r *Repeater) begin(ctx context.Context, what string) *tries {
-	t := &tries{Repeater: r, what: what, policy: r.o.Policy}
+	t := &tries{Repeater: r, what: what, policy: r.o.Policy, observe: func(error, time.Time) {}}
+	if observe, ok := ctx.Value(observerKey{}).(func(error, time.Time)); ok {
+		t.observe = observe
+	}
 	if d, ok := ctx.Value(budgetKey{}).(time.Duration); ok {
 		t.policy.Time = min(t.policy.Time, d)
 	}
@@ -134,6 +147,7 @@ func (t *tries) progress() { t.failed, t.damaged = 0, 0 }
 // recovered tells people who were told of trouble that it is over.
 func (t *tries) recovered() {
 	if t.failed > 0 {
+		t.observe(nil, time.Time{})
 		t.o.Log.Info("the store answers again", "operation", t.what, "attempts", t.failed+1, "after", t.o.Now().Sub(t.since))
 	}
 }
@@ -161,6 +175,7 @@ func (t *tries) next(ctx context.Context, err error) error {
 	if left <= 0 || delay > left || t.failed >= t.policy.Attempts || t.damaged >= maxDamaged {
 		return &exhausted{error: err, attempts: t.failed, took: now.Sub(t.since)}
 	}
+	t.observe(err, t.since)
 	level := slog.LevelDebug
 	if bits.OnesCount(uint(t.failed)) == 1 { // 1, 2, 4, …
 		level = slog.LevelWarn

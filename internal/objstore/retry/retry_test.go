@@ -238,6 +238,25 @@ func TestWithBudget(t *testing.T) {
 	}
 }
 
+// An observer sees trouble while it lasts.
+func TestWithObserver(t *testing.T) {
+	c := &clock{now: time.Unix(1000, 0)}
+	var seen []string
+	ctx := retry.WithObserver(t.Context(), func(err error, since time.Time) {
+		seen = append(seen, fmt.Sprint(err != nil, " ", since.Unix() == 1000))
+	})
+	fails := 2
+	err := newRepeater(c, policy).Do(ctx, "ask", func() error {
+		if fails--; fails >= 0 {
+			return unavailable()
+		}
+		return nil
+	})
+	if want := []string{"true true", "true true", "false false"}; err != nil || !slices.Equal(seen, want) {
+		t.Errorf("%v: seen %v", err, seen)
+	}
+}
+
 // Every operation is repeated, and does what it is to do once the store answers.
 func TestEveryOperation(t *testing.T) {
 	inner := memstore.New()
