@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
 )
@@ -19,12 +18,12 @@ type Catalog struct {
 	store objstore.Store
 	log   *slog.Logger
 	rand  io.Reader // nonces and writer ids of its own writes
-	wait  func(ctx context.Context, d time.Duration) error
 }
 
-// NewCatalog returns the catalog of a store.
+// NewCatalog returns the catalog of a store. It asks once: a store that is to be
+// asked again does that by itself (package retry).
 func NewCatalog(store objstore.Store, log *slog.Logger) *Catalog {
-	return &Catalog{store: store, log: log, rand: rand.Reader, wait: wait}
+	return &Catalog{store: store, log: log, rand: rand.Reader}
 }
 
 // Store returns the store.

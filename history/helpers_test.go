@@ -20,6 +20,7 @@ import (
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -54,9 +55,16 @@ func newWorld(t *testing.T) *world {
 	}
 	w.store.Now = func() time.Time { return w.now }
 	w.c = NewCatalog(w.store, quiet())
-	w.c.wait = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 	w.head = Head{Format: Format, Lineage: "lineage", Epoch: 1, Writer: "writer", Nonce: nonce(t)}
 	return w
+}
+
+// patient is w's catalog over a store that is asked again where it fails.
+func (w *world) patient() *Catalog {
+	return NewCatalog(retry.New(retry.Options{
+		Policy: retry.Policy{Time: time.Minute, Attempts: 5, First: time.Second, Most: time.Second},
+		Wait:   func(ctx context.Context, _ time.Duration) error { return ctx.Err() },
+	}).Over(w.store), quiet())
 }
 
 // fail sets what is asked before and after each operation of the store. It must be

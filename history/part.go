@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/tree"
@@ -50,23 +49,18 @@ type localError struct{ error }
 
 func (e *localError) Unwrap() error { return e.error }
 
-// fetchPart gets a part of a file from one key, repeating what may help.
+// fetchPart gets a part of a file from one key.
 func (c *Catalog) fetchPart(ctx context.Context, key string, r *tree.Record, i int, put func([]byte, int64) error) (n int64, err error) {
 	off, length := tree.PartRange(r.Size, r.PartSize, i)
-	err = c.retry(ctx, func() error {
-		body, obj, err := c.store.Get(ctx, key, objstore.GetOptions{Offset: off, Length: length})
-		if err != nil {
-			return err
-		}
-		defer body.Close()
-		if obj.Size != r.Size {
-			return fmt.Errorf("%w: it has %d bytes, not %d", errMismatch, obj.Size, r.Size)
-		}
-		got, err := copyPart(body, r, i, put)
-		n += got
-		return err
-	})
-	return n, err
+	body, obj, err := c.store.Get(ctx, key, objstore.GetOptions{Offset: off, Length: length})
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	if obj.Size != r.Size {
+		return 0, fmt.Errorf("%w: it has %d bytes, not %d", errMismatch, obj.Size, r.Size)
+	}
+	return copyPart(body, r, i, put)
 }
 
 // otherCopyMayHelp reports whether an error says that this copy is bad, and not
@@ -81,36 +75,4 @@ func otherCopyMayHelp(err error) bool {
 		}
 	}
 	return false
-}
-
-const (
-	attempts   = 5
-	firstDelay = 200 * time.Millisecond
-)
-
-// retry repeats f while the store says that asking again may help.
-func (c *Catalog) retry(ctx context.Context, f func() error) error {
-	for attempt := 1; ; attempt++ {
-		err := f()
-		if attempt == attempts || !errors.Is(err, objstore.ErrUnavailable) {
-			return err
-		}
-		delay := firstDelay << (attempt - 1)
-		c.log.Warn("reading from the store failed, trying again", "attempt", attempt, "delay", delay, "error", err)
-		if werr := c.wait(ctx, delay); werr != nil {
-			return errors.Join(werr, err)
-		}
-	}
-}
-
-// wait is time.Sleep with an end.
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
 }

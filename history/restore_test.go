@@ -290,7 +290,7 @@ func TestRestoreFailNth(t *testing.T) {
 				}
 				return nil
 			})
-			_, err := Restore(t.Context(), w.c, o)
+			_, err := Restore(t.Context(), w.patient(), o)
 			w.fail(nil)
 			if int(requests.Load()) <= n {
 				if n == 0 || err != nil {

@@ -14,7 +14,8 @@
 // durable. Where a transaction fails (a full disk), a preallocated block beside
 // it, DIR/.chromafs/reserve, takes a mark on "." in place of it, and the
 // application goes on. The file is written anew from memory as soon as there is
-// room. A journal.db that was copied here from elsewhere is set aside, one that
+// room. Beside it, DIR/.chromafs/stored.<id> lists what an attempt at a snapshot has
+// put into the store, for the next attempt. A journal.db that was copied here from elsewhere is set aside, one that
 // is damaged is an error: what it says is never half believed.
 //
 // The promises (docs: design, section 1):
@@ -46,7 +47,7 @@ import (
 
 // Journal is safe for concurrent use.
 //
-// Lock order: commitMu, then mu. commitMu is held over a whole change, disk
+// Lock order: commitMu, then storedMu, then mu. commitMu is held over a whole change, disk
 // included, so there is one at a time. mu guards memory only and is never held
 // over I/O: a path that is marked already waits for no disk. What mu guards
 // changes with both held; reading it takes either.
@@ -59,6 +60,8 @@ type Journal struct {
 	commitMu sync.Mutex
 	store    *store   // guarded by commitMu
 	reserve  *reserve // guarded by commitMu
+
+	storedMu sync.Mutex // held over reading and writing a file of stored.go
 
 	mu      sync.RWMutex
 	content content // as on disk
@@ -301,6 +304,8 @@ func (j *Journal) BaseRecords() []tree.Record {
 func (j *Journal) Close() error {
 	j.commitMu.Lock()
 	defer j.commitMu.Unlock()
+	j.storedMu.Lock()
+	defer j.storedMu.Unlock()
 	j.mu.Lock()
 	was := j.closed
 	j.closed = true

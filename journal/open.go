@@ -47,6 +47,9 @@ func Open(state *os.File, o Options) (*Journal, error) {
 		}
 		return nil, fmt.Errorf("open the journal: %w", err)
 	}
+	if err := j.sweepStored(); err != nil {
+		j.log.Warn("could not look for lists of what was stored", "error", err)
+	}
 	return j, nil
 }
 

@@ -37,12 +37,17 @@ func (j *Journal) AddPending(id string) error {
 	})
 }
 
-// DropPending forgets an id that the store lists, or of which it holds nothing.
+// DropPending forgets an id that the store lists, or of which it holds nothing, and
+// what was noted as stored for it.
 func (j *Journal) DropPending(id string) error {
-	return j.change("drop-pending", func(h *header) error {
+	err := j.change("drop-pending", func(h *header) error {
 		h.Pending = slices.DeleteFunc(h.Pending, func(p string) bool { return p == id })
 		return nil
 	})
+	if err == nil {
+		j.forgetStored(id)
+	}
+	return err
 }
 
 // SetIntent records, before the store's manifest is replaced, that it will be.

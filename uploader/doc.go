@@ -11,7 +11,8 @@
 //     the view knows to be as in the base. The journal notes the id as pending: its
 //     objects may be in the store.
 //  3. objects, each whole: sent, or copied inside the store from the previous
-//     snapshot, pinned to the ETag that the journal recorded. Meanwhile the databases
+//     snapshot or from what a failed attempt left, pinned to the ETag that the journal
+//     recorded. What is sent is noted there, with its hash. Meanwhile the databases
 //     that differ from the previous snapshot's are checked: a view with a damaged one
 //     goes no further, and one more is cut.
 //  4. history/<id>/manifest.json, create-only.
@@ -42,13 +43,20 @@
 // counts branches by themselves, per writer: the writer's own by itself, all by the one
 // that publishes, and never one that any clock says to be younger than a day.
 //
+// Until then what a failed attempt left is of use to the next one, which has a cut and
+// an id of its own (docs/decisions/0012): whole objects are copied, an upload is
+// completed under the id for which it was begun, and then copied. Attempts that have
+// nothing of what the plan would send, and all but the three that have the most of it,
+// are collected between steps 2 and 3.
+//
 // The promises kept here:
 //
 //   - S1 Snapshot returns a snapshot whose cut was taken after it was called.
 //   - S2 Step 6 comes after every object is stored.
 //   - S3 Step 6 is one conditional write. Whatever fails, the store has the
 //     snapshot before or the snapshot after.
-//   - S4 Bytes that the store has are not sent. Where nothing is dirty, or what is
+//   - S4 Bytes that the store has are not sent, those that failed attempts sent
+//     included, in this process or an earlier one. Where nothing is dirty, or what is
 //     dirty turns out to be the same, nothing is stored and nothing published. Parts
 //     that nothing touched are not read.
 //   - H2, H3 Rotation is by sequence; an id leaves the list before its objects go.

@@ -12,8 +12,13 @@ import (
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/journal"
 )
+
+// askPatience is how long the store is asked before anything is cut. Giving up early
+// costs nothing then, and Status says that the store is down.
+const askPatience = 3 * time.Second
 
 // snapshot takes the steps of the package's doc, with the turn held. sealed is
 // called right before the first cut. A writer that has to stand aside, or finds out
@@ -33,7 +38,7 @@ func (u *Uploader) snapshot(ctx context.Context, sealed func()) (Result, error) 
 }
 
 func (u *Uploader) mainSnapshot(ctx context.Context, sealed func()) (Result, error) {
-	if err := u.confirm(ctx); err != nil {
+	if err := u.confirm(retry.WithBudget(ctx, askPatience)); err != nil {
 		return Result{}, err
 	}
 	sealed()
@@ -204,10 +209,11 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	if err != nil {
 		return Result{}, err
 	}
+	left := u.leftovers(ctx, p)
 	if err := u.step("pending", u.o.Queue.AddPending(string(m.ID))); err != nil {
 		return Result{}, err
 	}
-	t := &transfer{plan: p, id: m.ID, store: u.o.Catalog.Store(), log: u.o.Log}
+	t := &transfer{plan: p, id: m.ID, store: u.o.Catalog.Store(), log: u.o.Log, left: left, ledger: newLedger(u.o.Queue, u.o.Log)}
 	if err := u.step("objects", u.store(ctx, t)); err != nil {
 		return Result{}, err
 	}

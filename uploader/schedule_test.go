@@ -3,6 +3,7 @@ package uploader
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 // run starts Run in a bubble whose clock only moves while everyone waits. cuts
@@ -194,5 +196,38 @@ func TestOptionsAreChecked(t *testing.T) {
 		if _, err := New(o); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// F4: while a request of an attempt is repeated, Status says that the store does not
+// answer, and no longer than that.
+func TestStatusTellsOfTroubleWhileItLasts(t *testing.T) {
+	w := newWorld(t)
+	now := time.Now()
+	w.now = func() time.Time { return now }
+	var during, between Status
+	failures := 0
+	w.over = retry.New(retry.Options{Policy: retry.Policy{Time: time.Minute, Attempts: 9, First: 5 * time.Second, Most: 5 * time.Second},
+		Now: w.now, Wait: func(context.Context, time.Duration) error {
+			between = w.u.Status()
+			now = now.Add(3 * time.Second)
+			during = w.u.Status()
+			return nil
+		}}).Over(w.store)
+	w.open().takeover()
+	w.write("a", []byte("a"))
+	w.store.Fail = func(op memstore.Op) error {
+		if op.Kind == "put" && strings.HasPrefix(op.Key, "history/") && failures < 1 {
+			failures++
+			return errInjected
+		}
+		return nil
+	}
+	w.snapshot()
+	if !between.FailingSince.IsZero() || during.FailingSince.IsZero() || !strings.Contains(during.LastError, errInjected.Error()) {
+		t.Errorf("at once %+v, after 3 s %+v", between, during)
+	}
+	if s := w.u.Status(); !s.FailingSince.IsZero() || s.LastError != "" {
+		t.Errorf("afterwards %+v", s)
 	}
 }

@@ -15,18 +15,23 @@ import (
 	"github.com/chromafs/chromafs/internal/failpoint"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/tree"
+	"github.com/chromafs/chromafs/journal"
 )
 
 // transfer puts the content of a plan's files under history/<id>/ (S2): what the
-// previous snapshot has is copied inside the store, the rest is sent (S4).
+// previous snapshot or a failed attempt has is copied inside the store, the rest is
+// sent (S4).
 type transfer struct {
 	*plan
-	id     history.ID
-	store  objstore.Store
-	log    *slog.Logger
-	sent   atomic.Int64 // bytes of bodies that arrived
-	noCopy atomic.Bool  // the store said that it cannot copy
-	noPart atomic.Bool  // nor copy parts
+	id      history.ID
+	store   objstore.Store
+	log     *slog.Logger
+	left    *leftovers   // of failed attempts; nil: nothing
+	ledger  *ledger      // where what is stored is noted; nil: nowhere
+	sent    atomic.Int64 // bytes of bodies that arrived
+	resumed atomic.Int64 // bytes that a failed attempt had sent
+	noCopy  atomic.Bool  // the store said that it cannot copy
+	noPart  atomic.Bool  // nor copy parts
 }
 
 // run stores every file.
@@ -48,17 +53,35 @@ func (t *transfer) run(ctx context.Context) error {
 			return failpoint.Hit("uploader/stored-file")
 		})
 	}
-	if err := group.Wait(); err != nil {
+	err := group.Wait()
+	if err == nil {
+		err = endOf(ctx)
+	}
+	if err != nil {
+		t.ledger.flush()
 		return err
 	}
-	return endOf(ctx)
+	if n := t.resumed.Load(); n > 0 {
+		t.log.Info("what failed attempts had stored was not sent again", "bytes", n, "bytes_uploaded", t.sent.Load())
+	}
+	return nil
 }
 
 // file stores one file and records the ETag of its object.
 func (t *transfer) file(ctx context.Context, it *item) error {
 	key := history.ObjectKey(t.id, it.rec.Path)
 	if it.source.Key != "" && it.rec.SameContent(it.base) {
-		done, err := t.copyWhole(ctx, key, it)
+		done, err := t.copyWhole(ctx, key, it, it.source)
+		if done || err != nil {
+			return err
+		}
+	}
+	if o, ok := t.left.object(it); ok {
+		done, err := t.copyWhole(ctx, key, it, o.Object)
+		if done {
+			t.resumed.Add(it.rec.Size)
+			t.ledger.object(string(t.id), objstore.Object{Key: key, ETag: it.rec.ETag}, it)
+		}
 		if done || err != nil {
 			return err
 		}
@@ -75,7 +98,7 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 	defer f.Close()
 	var object objstore.Object
 	if len(it.rec.Parts) <= 1 {
-		object, err = t.put(ctx, key, f, it.rec.Size)
+		object, err = t.put(ctx, key, f, it)
 	} else {
 		object, err = t.multipart(ctx, key, f, it)
 	}
@@ -107,64 +130,165 @@ func (t *transfer) distrustPart(ctx context.Context, f io.ReaderAt, it *item, i 
 	return err
 }
 
-func (t *transfer) put(ctx context.Context, key string, f io.ReaderAt, size int64) (object objstore.Object, err error) {
+func (t *transfer) put(ctx context.Context, key string, f io.ReaderAt, it *item) (object objstore.Object, err error) {
+	body, seen := t.witnessed(f, 0, it.rec.Size)
 	err = t.withSlot(ctx, func() error {
-		object, err = t.store.Put(ctx, key, f, size, objstore.PutOptions{})
+		object, err = t.store.Put(ctx, key, body, it.rec.Size, objstore.PutOptions{})
 		return err
 	})
-	if err == nil {
-		t.sent.Add(size)
+	if err != nil {
+		return object, err
 	}
-	return object, err
+	t.sent.Add(it.rec.Size)
+	if it.rec.Size > 0 && seen.saw(it.rec.Parts[0]) {
+		t.ledger.object(string(t.id), object, it)
+	}
+	return object, nil
 }
 
-// copyWhole copies the previous snapshot's object. done is false where the bytes
-// have to be sent instead.
-func (t *transfer) copyWhole(ctx context.Context, key string, it *item) (done bool, err error) {
+// copyWhole copies an object of the previous snapshot or a failed attempt. done is
+// false where the bytes have to be sent instead.
+func (t *transfer) copyWhole(ctx context.Context, key string, it *item, source objstore.Object) (done bool, err error) {
 	if t.noCopy.Load() {
 		return false, nil
 	}
 	err = t.withSlot(ctx, func() error {
-		object, err := t.store.Copy(ctx, key, it.source, objstore.CopyOptions{Immutable: true})
+		object, err := t.store.Copy(ctx, key, source, objstore.CopyOptions{Immutable: true})
 		it.rec.ETag = object.ETag
 		return err
 	})
-	return err == nil, t.tolerate(err, it, &t.noCopy)
+	return err == nil, t.tolerate(err, it, source, &t.noCopy)
 }
 
-// multipart stores a big file: parts that the previous snapshot's object has at
-// the same place are copied from there, the others are sent.
+// multipart stores a big file. An upload that a failed attempt began is gone on with,
+// where it was begun, and what it makes is copied.
 func (t *transfer) multipart(ctx context.Context, key string, f io.ReaderAt, it *item) (objstore.Object, error) {
+	if left := t.left.claim(it); left != nil && !t.noCopy.Load() {
+		object, err := t.goOn(ctx, left, key, f, it)
+		if err == nil || !sentAgain(err) || ctx.Err() != nil {
+			return object, err
+		}
+		t.log.Warn("cannot go on with an upload that was begun, beginning anew", "path", it.rec.Path, "error", err)
+		if errors.Is(err, objstore.ErrNoUpload) {
+			t.left.recover(ctx, left)
+		}
+	}
 	up, err := t.store.NewUpload(ctx, key)
 	if err != nil {
 		return objstore.Object{}, err
 	}
-	err = t.eachPart(ctx, len(it.rec.Parts), func(ctx context.Context, i int) error {
-		off, length := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
-		if it.hasPart(i) && !t.noPart.Load() {
-			err := up.CopyPart(ctx, i+1, it.source, off, length)
-			if err == nil {
-				return nil
-			}
-			if err := t.tolerate(err, it, &t.noPart); err != nil {
-				return err
-			}
-		}
-		if it.kept != nil && it.kept[i] {
-			if err := t.distrustPart(ctx, f, it, i); err != nil {
-				return err
-			}
-		}
-		if err := up.PutPart(ctx, i+1, f, off, length); err != nil {
+	return t.fill(ctx, &building{Upload: up, id: string(t.id), key: key}, f, it)
+}
+
+// goOn completes an upload that a failed attempt began, under its key, and copies
+// what it makes to ours.
+func (t *transfer) goOn(ctx context.Context, left *leftUpload, key string, f io.ReaderAt, it *item) (objstore.Object, error) {
+	up, err := t.left.resume(ctx, left)
+	if err != nil {
+		return objstore.Object{}, err
+	}
+	b := &building{Upload: up, id: left.id, key: left.pending.Key, left: left}
+	made, err := t.fill(ctx, b, f, it)
+	if err != nil {
+		return objstore.Object{}, err
+	}
+	object, err := t.store.Copy(ctx, key, made, objstore.CopyOptions{Immutable: true})
+	if errors.Is(err, objstore.ErrUnsupported) {
+		t.noCopy.Store(true)
+	}
+	if err == nil && !b.moved.Load() {
+		t.ledger.object(string(t.id), object, it)
+	}
+	return object, err
+}
+
+// building is an upload on its way to be an object.
+type building struct {
+	objstore.Upload
+	id, key string      // of the attempt that it is noted for, and the object's
+	left    *leftUpload // what it had to begin with; nil: nothing
+	moved   atomic.Bool // a part that was sent is not what was hashed
+}
+
+// fill stores the parts that an upload lacks and completes it.
+func (t *transfer) fill(ctx context.Context, up *building, f io.ReaderAt, it *item) (objstore.Object, error) {
+	err := t.eachPart(ctx, len(it.rec.Parts), func(ctx context.Context, i int) error { return t.part(ctx, up, f, it, i) })
+	if err != nil {
+		return objstore.Object{}, err // the upload is collected with the rest of its id
+	}
+	object, err := up.Complete(ctx)
+	if err == nil && !up.moved.Load() {
+		t.ledger.object(up.id, object, it)
+	}
+	return object, err
+}
+
+// part stores part i (from 0): one that the previous object or one of a failed
+// attempt has is copied from there, another is sent.
+func (t *transfer) part(ctx context.Context, up *building, f io.ReaderAt, it *item, i int) error {
+	off, length := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
+	if up.left.has(it, i) {
+		t.resumed.Add(length)
+		return nil
+	}
+	if up.left != nil && up.left.parts[i+1].ETag != "" { // until the next note it is not known which one is there
+		t.ledger.note(up.id, journal.Stored{Key: up.key, Upload: up.ID(), Part: i + 1})
+	}
+	if copied, err := t.copyPart(ctx, up, it, i); copied || err != nil {
+		return err
+	}
+	if it.kept != nil && it.kept[i] {
+		if err := t.distrustPart(ctx, f, it, i); err != nil {
 			return err
 		}
-		t.sent.Add(length)
-		return failpoint.Hit("uploader/stored-part")
-	})
-	if err != nil {
-		return objstore.Object{}, err // the upload is collected with the rest of the id
 	}
-	return up.Complete(ctx)
+	body, seen := t.witnessed(f, off, length)
+	if err := up.PutPart(ctx, i+1, body, off, length); err != nil {
+		return err
+	}
+	t.sent.Add(length)
+	if seen.saw(it.rec.Parts[i]) {
+		t.notePart(up, it, i)
+	} else {
+		up.moved.Store(true)
+	}
+	return failpoint.Hit("uploader/stored-part")
+}
+
+// copyPart copies a part inside the store, if there is one to copy.
+func (t *transfer) copyPart(ctx context.Context, up *building, it *item, i int) (copied bool, err error) {
+	off, length := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
+	var sources []leftPart
+	if it.hasPart(i) {
+		sources = append(sources, leftPart{leftObject{Object: it.source}, off, length})
+	}
+	if left, ok := t.left.part(it, i); ok {
+		sources = append(sources, left)
+	}
+	for _, s := range sources {
+		if t.noPart.Load() {
+			return false, nil
+		}
+		err := up.CopyPart(ctx, i+1, s.Object, s.off, length)
+		if err == nil {
+			if s.id != "" {
+				t.resumed.Add(length)
+			}
+			t.notePart(up, it, i)
+			return true, nil
+		}
+		if err := t.tolerate(err, it, s.Object, &t.noPart); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+func (t *transfer) notePart(up *building, it *item, i int) {
+	if part, ok := objstore.PartOf(up.Upload, i+1); ok {
+		t.ledger.note(up.id, journal.Stored{Key: up.key, Upload: up.ID(), Part: i + 1, Size: part.Size,
+			PartSize: it.rec.PartSize, ETag: part.ETag, Hashes: it.rec.Parts[i : i+1]})
+	}
 }
 
 // hasPart reports whether the previous object holds part i at the same place.
@@ -174,7 +298,7 @@ func (it *item) hasPart(i int) bool {
 
 // tolerate returns nil for an error of a copy after which sending the bytes is
 // worth a try: the source is gone or another, or copies are not possible here.
-func (t *transfer) tolerate(err error, it *item, never *atomic.Bool) error {
+func (t *transfer) tolerate(err error, it *item, source objstore.Object, never *atomic.Bool) error {
 	switch {
 	case err == nil:
 		return nil
@@ -185,6 +309,6 @@ func (t *transfer) tolerate(err error, it *item, never *atomic.Bool) error {
 	default:
 		return err
 	}
-	t.log.Warn("cannot copy inside the store, sending the bytes", "path", it.rec.Path, "source", it.source.Key, "error", err)
+	t.log.Warn("cannot copy inside the store, sending the bytes", "path", it.rec.Path, "source", source.Key, "error", err)
 	return nil
 }

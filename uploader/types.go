@@ -57,6 +57,11 @@ type Queue interface {
 	ClearIntent() error
 	SetEpoch(lineage string, epoch uint64) error
 	Acknowledge(journal.Published) error
+	// AddStored, SyncStored and Stored are about hints; AddStored may be forgotten
+	// after a power cut unless SyncStored followed.
+	AddStored(id string, s ...journal.Stored) error
+	SyncStored(id string) error
+	Stored(id string) ([]journal.Stored, error)
 }
 
 // Result describes a snapshot that the store holds.
@@ -89,7 +94,7 @@ type Status struct {
 	NextDue    time.Time // when Run takes the next one at the earliest; zero: nothing is dirty
 	Running    bool
 
-	LastError    string    // of the last attempt; "" if that went well
+	LastError    string    // of the last attempt, or of a request of the one that runs; "" if all went well
 	FailingSince time.Time // zero: the last attempt went well
 	Failures     int       // attempts in a row
 	Fenced       bool

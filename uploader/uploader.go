@@ -11,6 +11,8 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/exitcode"
+	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/journal"
 )
 
@@ -91,6 +93,7 @@ type Uploader struct {
 	lastCut  time.Time  // of the last snapshot
 	retryAt  time.Time  // when Run tries again after a failure
 	status   Status     // but what Status computes
+	trouble  trouble    // of the attempt that runs
 }
 
 // basedOn is the cut of a snapshot that was acknowledged.
@@ -98,6 +101,15 @@ type basedOn struct {
 	id  string
 	cut uint64
 }
+
+// trouble is a store that does not answer a request that is being repeated.
+type trouble struct {
+	err   error // nil: there is none
+	since time.Time
+}
+
+// troubleShown is how long a store has not to answer until Status says so.
+const troubleShown = 2 * time.Second
 
 // attempt is one snapshot that callers wait for.
 type attempt struct {
@@ -170,7 +182,7 @@ func (u *Uploader) lead(ctx context.Context, a *attempt) {
 	}
 	defer u.leaveTurn()
 	u.began()
-	a.res, a.err = u.snapshot(ctx, func() { u.seal(a) })
+	a.res, a.err = u.snapshot(retry.WithObserver(ctx, u.troubled), func() { u.seal(a) })
 	u.ended(ctx, a.res, a.err)
 	if a.res.Aside {
 		a.err = u.stoodAside(a.res, a.err)
@@ -197,11 +209,18 @@ func (u *Uploader) began() {
 	u.status.Running = true
 }
 
+// troubled records that the store does not answer, or does again.
+func (u *Uploader) troubled(err error, since time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.trouble = trouble{err, since}
+}
+
 // ended records how an attempt went, for Run, Status and the log.
 func (u *Uploader) ended(ctx context.Context, res Result, err error) {
 	canceled := ctx.Err() != nil && errors.Is(err, context.Canceled) // that says nothing about the store
 	u.mu.Lock()
-	u.status.Running = false
+	u.status.Running, u.trouble = false, trouble{}
 	switch {
 	case err == nil:
 		switch {
@@ -220,7 +239,7 @@ func (u *Uploader) ended(ctx context.Context, res Result, err error) {
 		if u.status.LastError = err.Error(); exitcode.Hint(err) != "" {
 			u.status.LastError += "; next: " + exitcode.Hint(err)
 		}
-		u.retryAt = u.o.Now().Add(u.backoff(u.status.Failures))
+		u.retryAt = u.o.Now().Add(max(u.backoff(u.status.Failures), objstore.RetryAfter(err)))
 	}
 	s, retryAt := u.status, u.retryAt
 	u.mu.Unlock()
@@ -261,6 +280,9 @@ func (u *Uploader) Status() Status {
 	s.LastCut = u.lastCut
 	s.DirtySince, s.DirtyPaths, s.AllDirty = dirty.Since, len(dirty.Marks), dirty.All
 	s.Fenced, s.Yielded = u.fenced != nil, u.yielded
+	if t := u.trouble; t.err != nil && s.Failures == 0 && u.o.Now().Sub(t.since) >= troubleShown {
+		s.LastError, s.FailingSince = t.err.Error(), t.since
+	}
 	if !dirty.Empty() {
 		if s.NextDue = u.dueLocked(u.o.Now()); u.retryAt.After(s.NextDue) {
 			s.NextDue = u.retryAt

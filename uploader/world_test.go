@@ -27,7 +27,8 @@ import (
 type world struct {
 	t     *testing.T
 	store *memstore.Store
-	state *os.File // of the journal
+	over  objstore.Store // over store, where the catalog is to use another
+	state *os.File       // of the journal
 	j     *journal.Journal
 	u     *Uploader
 	log   *logBuffer
@@ -39,13 +40,14 @@ type world struct {
 	queue    func(Queue) Queue // wraps the journal
 	check    CheckFunc
 
-	mu     sync.Mutex // guards what follows
-	files  map[string]file
-	cut    uint64
-	cuts   int
-	last   time.Time
-	onCut  func() // called after each cut was taken
-	verify func() error
+	mu      sync.Mutex // guards what follows
+	files   map[string]file
+	cut     uint64
+	cuts    int
+	lastCut time.Time // no two are of the same millisecond
+	last    time.Time
+	onCut   func() // called after each cut was taken
+	verify  func() error
 }
 
 type file struct {
@@ -73,7 +75,12 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) catalog() *history.Catalog { return history.NewCatalog(w.store, w.logger()) }
+func (w *world) catalog() *history.Catalog {
+	if w.over != nil {
+		return history.NewCatalog(w.over, w.logger())
+	}
+	return history.NewCatalog(w.store, w.logger())
+}
 
 func (w *world) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -192,7 +199,10 @@ func (w *world) takeCut(context.Context) (View, error) {
 	w.mu.Lock()
 	w.cut++
 	w.cuts++
-	v := &memView{number: w.cut, created: w.now(), files: w.files, verify: w.verify}
+	if w.lastCut = w.lastCut.Add(time.Millisecond); w.now().After(w.lastCut) { // ids go by milliseconds
+		w.lastCut = w.now()
+	}
+	v := &memView{number: w.cut, created: w.lastCut, files: w.files, verify: w.verify}
 	onCut := w.onCut
 	w.mu.Unlock()
 	if onCut != nil {

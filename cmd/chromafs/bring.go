@@ -11,6 +11,7 @@ import (
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/dirview"
 	"github.com/chromafs/chromafs/internal/exitcode"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/internal/reconcile"
 	"github.com/chromafs/chromafs/internal/sqlitelock"
 	"github.com/chromafs/chromafs/uploader"
@@ -39,7 +40,7 @@ func withLocal(ctx context.Context, e *env, path, name string, store *storeOptio
 	if err := store.apartFrom(path); err != nil {
 		return err
 	}
-	catalog, err := store.open(e)
+	catalog, err := store.open(e, retry.Patient)
 	if err != nil {
 		return err
 	}

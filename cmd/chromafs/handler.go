@@ -7,6 +7,7 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/control"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/journal"
 	"github.com/chromafs/chromafs/uploader"
 )
@@ -14,9 +15,13 @@ import (
 // handler answers the control socket of a session.
 type handler struct{ s *session }
 
+// snapshotPatience is how long a store that does not answer is asked while a person
+// waits for a snapshot. What was stored by then need not be sent again.
+const snapshotPatience = 30 * time.Second
+
 // Snapshot implements control.Handler.
 func (h handler) Snapshot(ctx context.Context) (control.Snapshot, error) {
-	r, err := h.s.uploader.Snapshot(ctx)
+	r, err := h.s.uploader.Snapshot(retry.WithBudget(ctx, snapshotPatience))
 	if err != nil {
 		return control.Snapshot{}, err
 	}

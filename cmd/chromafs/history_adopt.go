@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 type historyAdoptOptions struct {
@@ -44,7 +45,7 @@ func runHistoryAdopt(ctx context.Context, e *env, o historyAdoptOptions, args ar
 	if err != nil {
 		return usage(err.Error(), "history adopt wants the whole id of a snapshot, a folder's name below history/ in the store")
 	}
-	catalog, err := o.store.open(e)
+	catalog, err := o.store.open(e, retry.Brief)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 type historyClearOptions struct {
@@ -43,7 +45,7 @@ func runHistoryClear(ctx context.Context, e *env, o historyClearOptions, args ar
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	catalog, err := o.store.open(e)
+	catalog, err := o.store.open(e, retry.Brief)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 type historyListOptions struct {
@@ -61,7 +62,7 @@ func runHistoryList(ctx context.Context, e *env, o historyListOptions, args argu
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	catalog, err := o.store.open(e)
+	catalog, err := o.store.open(e, retry.Brief)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/chromafs/chromafs/history"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 type historyPruneOptions struct {
@@ -46,7 +47,7 @@ func runHistoryPrune(ctx context.Context, e *env, o historyPruneOptions, args ar
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	catalog, err := o.store.open(e)
+	catalog, err := o.store.open(e, retry.Brief)
 	if err != nil {
 		return err
 	}

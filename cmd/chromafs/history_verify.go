@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/chromafs/chromafs/internal/exitcode"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 type historyVerifyOptions struct {
@@ -41,7 +42,7 @@ func runHistoryVerify(ctx context.Context, e *env, o historyVerifyOptions, args 
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	catalog, err := o.store.open(e)
+	catalog, err := o.store.open(e, retry.Patient)
 	if err != nil {
 		return err
 	}

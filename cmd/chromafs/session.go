@@ -17,6 +17,7 @@ import (
 	"github.com/chromafs/chromafs/internal/control"
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/dirview"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/internal/reconcile"
 	"github.com/chromafs/chromafs/uploader"
 )
@@ -76,7 +77,7 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if s.catalog, err = s.options.store.open(s.env); err != nil {
+	if s.catalog, err = s.options.store.open(s.env, retry.Patient); err != nil {
 		return err
 	}
 	s.handover = newHandover(s)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/objstore/open"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 // storeOptions name the object store.
@@ -31,12 +32,13 @@ func (o *storeOptions) validate() error {
 	return err
 }
 
-// open returns the catalog of the store. It asks the store nothing yet.
-func (o *storeOptions) open(e *env) (*history.Catalog, error) {
+// open returns the catalog of the store, which is asked as patiently as policy says
+// where it does not answer. It asks the store nothing yet.
+func (o *storeOptions) open(e *env, policy retry.Policy) (*history.Catalog, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	store, err := open.Open(o.url, open.Options{Endpoint: o.endpoint, Region: o.region, Log: e.log})
+	store, err := open.Open(o.url, open.Options{Endpoint: o.endpoint, Region: o.region, Policy: policy, Log: e.log})
 	if err != nil {
 		return nil, err
 	}

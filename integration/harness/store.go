@@ -195,3 +195,18 @@ func copyFiles(t testing.TB, from, to string, without ...string) {
 		t.Fatal(err)
 	}
 }
+
+// CheckNoUploads fails the test if the server still holds parts of an upload that is
+// none of its objects.
+func (s *Store) CheckNoUploads() {
+	s.t.Helper()
+	for folder := s.Folder; folder != filepath.Dir(folder); folder = filepath.Dir(folder) {
+		uploads := filepath.Join(folder, ".sgwtmp", "multipart")
+		if !Exists(s.t, uploads) {
+			continue
+		}
+		if holdsFiles(s.t, uploads) {
+			s.t.Errorf("unfinished uploads are left in %s", uploads)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package objstore
 import (
 	"context"
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,10 @@ var (
 	ErrDamaged = errors.New("the bytes were damaged on their way to the store")
 )
 
+// ErrNoUpload is the cause of an ErrUnavailable that no repetition of the request
+// ends: the multipart upload was aborted or completed by another. A new one may help.
+var ErrNoUpload = errors.New("the upload is gone")
+
 // Error is a failed operation on a store.
 type Error struct {
 	Op    string // "get", "put", …
@@ -40,6 +45,9 @@ type Error struct {
 	Kind  error  // one of the kinds above; nil for the end of a context
 	Err   error  // the cause, may be nil
 	Next  string // what a person can do, may be ""
+
+	Busy       bool          // the store says that it gets too many requests
+	RetryAfter time.Duration // how long the store wants to be left alone; 0 where it does not say
 }
 
 // Error implements error: operation, object, kind, cause.
@@ -98,6 +106,16 @@ func KindOf(err error) error {
 		}
 	}
 	return nil
+}
+
+// RetryAfter returns how long the store that gave err wants to be left alone, 0
+// where it did not say.
+func RetryAfter(err error) time.Duration {
+	var e *Error
+	if !errors.As(err, &e) {
+		return 0
+	}
+	return e.RetryAfter
 }
 
 // Ended returns the cause of ctx's end, or nil while it goes on. Adapters ask it

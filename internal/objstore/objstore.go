@@ -92,6 +92,45 @@ type Upload interface {
 	Abort(ctx context.Context) error
 }
 
+// UploadPart is a part that an upload holds.
+type UploadPart struct {
+	Number int
+	Size   int64
+	ETag   string // pins the part when the upload is completed
+}
+
+// PartTeller is an Upload that tells what is needed to go on with it later.
+type PartTeller interface {
+	// Part returns part n, false where this process has not stored it.
+	Part(n int) (UploadPart, bool)
+}
+
+// Resumer is a Store that goes on with an upload which another process began. It is
+// only for stores that keep parts durably from the moment they are stored.
+type Resumer interface {
+	// ResumeUpload returns an unfinished upload with the parts that it is known to
+	// hold; others that it may hold do not count. It asks the store nothing: that the
+	// upload is gone shows later, as ErrNoUpload. A Complete that an earlier process
+	// was not answered to succeeds, given the same parts.
+	ResumeUpload(ctx context.Context, u PendingUpload, parts []UploadPart) (Upload, error)
+}
+
+// PartOf returns part n of u, false where u does not tell.
+func PartOf(u Upload, n int) (UploadPart, bool) {
+	if t, ok := u.(PartTeller); ok {
+		return t.Part(n)
+	}
+	return UploadPart{}, false
+}
+
+// ResumeUpload goes on with an upload, ErrUnsupported where s cannot.
+func ResumeUpload(ctx context.Context, s Store, u PendingUpload, parts []UploadPart) (Upload, error) {
+	if r, ok := s.(Resumer); ok {
+		return r.ResumeUpload(ctx, u, parts)
+	}
+	return nil, &Error{Op: "go on with the upload to", Store: s.String(), Key: u.Key, Kind: ErrUnsupported}
+}
+
 // Limits of keys, the smallest of what S3 and file systems allow.
 const (
 	MaxKey     = 1024 // bytes, the store's prefix included

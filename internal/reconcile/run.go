@@ -9,6 +9,7 @@ import (
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/datadir"
 	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/journal"
 	"github.com/chromafs/chromafs/uploader"
 )
@@ -146,6 +147,7 @@ func (r *runner) refusal(d Decision, l Local) *Refusal {
 // asks for before that. Preparing changes the journal, and ends a restore that has
 // begun; it changes nothing in the store.
 func (r *runner) decide(ctx context.Context) (Decision, Local, error) {
+	asking := retry.WithBudget(ctx, r.StoreTimeout) // a restore that has begun is more patient
 	for {
 		local, err := r.local()
 		if err != nil {
@@ -157,9 +159,9 @@ func (r *runner) decide(ctx context.Context) (Decision, Local, error) {
 			err = r.finishRestore(ctx)
 		case d.Action == FinishIntent:
 			r.Log.Info("a snapshot was published before a crash: acknowledging it", "id", local.Intent)
-			_, err = uploader.CompleteIntent(ctx, r.Catalog, r.Journal, r.head)
+			_, err = uploader.CompleteIntent(asking, r.Catalog, r.Journal, r.head)
 		case d.Action == Compare:
-			r.content, err = r.compare(ctx)
+			r.content, err = r.compare(asking)
 		case !r.scanned && local.Published && !local.Empty && !local.Unfinished && d.Row.needsScan():
 			err = r.scan(ctx)
 		default:
@@ -242,31 +244,33 @@ func (r *runner) becomeWriter(ctx context.Context) (taken bool, err error) {
 // does not answer, or refuses, that is what is known of it. The caller decides
 // again either way.
 func (r *runner) takeover(ctx context.Context) (bool, error) {
-	start := time.Now()
+	timed, cancel := r.timed(ctx)
+	defer cancel()
 	for wait := firstRetry; ; wait = min(2*wait, maxRetry) {
-		head, err := r.Takeover(ctx, r.head, r.etag)
-		unavailable := errors.Is(err, objstore.ErrUnavailable)
-		switch {
-		case err == nil:
+		head, err := r.Takeover(timed, r.head, r.etag)
+		if err == nil {
 			r.head, r.store = head, storeOf(head)
 			return true, nil
-		case ctx.Err() != nil:
+		}
+		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
+		}
+		err = r.noAnswer(timed, err)
+		switch {
 		case errors.Is(err, history.ErrFenced), errors.Is(err, history.ErrStale):
 			r.Log.Info("another writer came between reading the store and taking it over: deciding again", "error", err)
 			return false, r.readStore(ctx)
-		case unavailable && time.Since(start)+wait <= r.StoreTimeout:
+		case errors.Is(err, objstore.ErrUnavailable):
 			r.Log.Warn("the store is unavailable", "error", err, "asked_again_for", r.StoreTimeout)
-		case unavailable, errors.Is(err, objstore.ErrRefused):
+		case errors.Is(err, objstore.ErrRefused):
 			r.head, r.etag, r.store = history.Head{}, "", r.answer(err)
 			return false, nil
 		default:
 			return false, err
 		}
-		select {
-		case <-ctx.Done():
-			return false, context.Cause(ctx)
-		case <-time.After(wait):
+		if !r.again(timed, wait) {
+			r.head, r.etag, r.store = history.Head{}, "", r.answer(err)
+			return false, ended(ctx)
 		}
 	}
 }
@@ -294,34 +298,59 @@ const (
 // errNoAnswer is why a question that took all of StoreTimeout ended.
 var errNoAnswer = errors.New("no answer in time")
 
+// timed returns the context of a question that may take StoreTimeout in all, each
+// request of it asked once: who asks, asks again by itself. Where StoreTimeout is 0
+// it is asked once and without a limit.
+func (r *runner) timed(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx = retry.WithBudget(ctx, 0)
+	if r.StoreTimeout <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, r.StoreTimeout, errNoAnswer)
+}
+
+// noAnswer makes the error of a question whose time was up one of a store that is
+// unavailable.
+func (r *runner) noAnswer(timed context.Context, err error) error {
+	if timed.Err() == nil || err == nil || objstore.KindOf(err) != nil {
+		return err
+	}
+	return &objstore.Error{Op: "ask", Store: r.Catalog.Store().String(), Kind: objstore.ErrUnavailable, Err: context.Cause(timed)}
+}
+
+// again waits and reports whether there is time for another question.
+func (r *runner) again(timed context.Context, wait time.Duration) bool {
+	if r.StoreTimeout <= 0 {
+		return false
+	}
+	select {
+	case <-timed.Done():
+		return false
+	case <-time.After(wait):
+		return true
+	}
+}
+
 // readStore asks what the store holds, again and again while it is unavailable,
 // for StoreTimeout; once where that is 0. It fails only when ctx ends: everything
 // else is an answer.
 func (r *runner) readStore(ctx context.Context) error {
-	timed := ctx
-	if r.StoreTimeout > 0 {
-		var cancel context.CancelFunc
-		timed, cancel = context.WithTimeoutCause(ctx, r.StoreTimeout, errNoAnswer)
-		defer cancel()
-	}
+	timed, cancel := r.timed(ctx)
+	defer cancel()
 	for wait := firstRetry; ; wait = min(2*wait, maxRetry) {
 		var err error
 		r.head, r.etag, err = r.Catalog.Head(timed)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if timed.Err() != nil && err != nil && objstore.KindOf(err) == nil {
-			err = &objstore.Error{Op: "ask", Store: r.Catalog.Store().String(), Kind: objstore.ErrUnavailable, Err: context.Cause(timed)}
-		}
+		err = r.noAnswer(timed, err)
 		r.store = r.answer(err)
-		if r.store.Kind != Unavailable || r.StoreTimeout <= 0 {
+		if r.store.Kind != Unavailable {
 			return nil
 		}
 		r.Log.Warn("the store is unavailable", "error", err, "asked_again_for", r.StoreTimeout)
-		select {
-		case <-timed.Done():
+		if !r.again(timed, wait) {
 			return ended(ctx)
-		case <-time.After(wait):
 		}
 	}
 }

@@ -88,7 +88,7 @@ func writeKey(folder *os.File, key string) error {
 func (u *upload) ID() string { return u.id }
 
 // errGone: the upload was aborted, or completed, by another.
-var errGone = fmt.Errorf("%w: the upload is gone", objstore.ErrUnavailable)
+var errGone = fmt.Errorf("%w: %w", objstore.ErrUnavailable, objstore.ErrNoUpload)
 
 // open opens the store's folders and the upload's.
 func (u *upload) open() (*folders, *os.File, error) {

@@ -161,7 +161,10 @@ func (s *Store) storeLocked(key string, data []byte, etag string) objstore.Objec
 
 // read reads a part of a caller's body. An error is the caller's own.
 func read(body io.ReaderAt, off, size int64) ([]byte, error) {
-	return io.ReadAll(objstore.NewBody(body, off, size))
+	var data bytes.Buffer
+	data.Grow(int(min(max(size, 0), 64<<20)) + bytes.MinRead)
+	_, err := data.ReadFrom(objstore.NewBody(body, off, size))
+	return data.Bytes(), err
 }
 
 // sourceLocked finds the object that a copy is pinned to.

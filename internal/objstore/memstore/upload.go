@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/chromafs/chromafs/internal/objstore"
 )
@@ -61,6 +62,98 @@ func (s *Store) AbortUpload(ctx context.Context, u objstore.PendingUpload) error
 	})
 }
 
+// resumed is an upload that a process goes on with: the parts that it knows of count,
+// others that the store may hold do not.
+type resumed struct {
+	*upload
+	mu    sync.Mutex // guards known; never taken under the store's lock
+	known map[int]objstore.UploadPart
+}
+
+// ResumeUpload implements objstore.Resumer.
+func (s *Store) ResumeUpload(_ context.Context, p objstore.PendingUpload, parts []objstore.UploadPart) (objstore.Upload, error) {
+	r := &resumed{upload: &upload{s, p, map[int][]byte{}}, known: map[int]objstore.UploadPart{}}
+	s.mu.Lock()
+	if there := s.pending[p.ID]; there != nil {
+		r.upload = there
+	}
+	s.mu.Unlock()
+	for _, part := range parts {
+		r.known[part.Number] = part
+	}
+	return r, nil
+}
+
+// PutPart implements objstore.Upload.
+func (r *resumed) PutPart(ctx context.Context, n int, body io.ReaderAt, off, size int64) error {
+	return r.learn(n, r.upload.PutPart(ctx, n, body, off, size))
+}
+
+// CopyPart implements objstore.Upload.
+func (r *resumed) CopyPart(ctx context.Context, n int, src objstore.Object, off, size int64) error {
+	return r.learn(n, r.upload.CopyPart(ctx, n, src, off, size))
+}
+
+func (r *resumed) learn(n int, err error) error {
+	part, ok := r.upload.Part(n)
+	if err == nil && ok {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.known[n] = part
+	}
+	return err
+}
+
+// Complete implements objstore.Upload. As in S3 the parts are pinned, and what an
+// earlier process completed is completed.
+func (r *resumed) Complete(ctx context.Context) (objstore.Object, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var sums []byte
+	for n := 1; n <= len(r.known); n++ {
+		sum, err := hex.DecodeString(r.known[n].ETag)
+		if err != nil {
+			return objstore.Object{}, err
+		}
+		sums = append(sums, sum...)
+	}
+	sum := md5.Sum(sums)
+	if there := r.store.stored(r.Key); there.ETag == fmt.Sprintf("%s-%d", hex.EncodeToString(sum[:]), len(r.known)) {
+		return there, nil
+	}
+	r.store.mu.Lock()
+	for n, data := range r.parts {
+		part, known := r.known[n]
+		if !known {
+			delete(r.parts, n)
+		} else if part.ETag != etagOf(data) {
+			r.store.mu.Unlock()
+			return objstore.Object{}, fmt.Errorf("%w: part %d is another", objstore.ErrRefused, n)
+		}
+	}
+	r.store.mu.Unlock()
+	return r.upload.Complete(ctx)
+}
+
+func (s *Store) stored(key string) objstore.Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.objects[key].Object
+}
+
+func etagOf(data []byte) string {
+	sum := md5.Sum(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// Part implements objstore.PartTeller.
+func (u *upload) Part(n int) (objstore.UploadPart, bool) {
+	u.store.mu.Lock()
+	defer u.store.mu.Unlock()
+	data, ok := u.parts[n]
+	return objstore.UploadPart{Number: n, Size: int64(len(data)), ETag: etagOf(data)}, ok
+}
+
 // ID implements objstore.Upload.
 func (u *upload) ID() string { return u.PendingUpload.ID }
 
@@ -70,7 +163,7 @@ func (u *upload) setLocked(n int, data []byte) error {
 		return fmt.Errorf("%w: part %d", objstore.ErrRefused, n)
 	}
 	if u.store.pending[u.ID()] != u {
-		return fmt.Errorf("%w: the upload is gone", objstore.ErrUnavailable)
+		return fmt.Errorf("%w: %w", objstore.ErrUnavailable, objstore.ErrNoUpload)
 	}
 	u.parts[n] = data
 	return nil
@@ -104,7 +197,7 @@ func (u *upload) Complete(ctx context.Context) (objstore.Object, error) {
 	var made objstore.Object
 	err := u.store.do(ctx, "complete", u.Key, func() error {
 		if u.store.pending[u.ID()] != u {
-			return fmt.Errorf("%w: the upload is gone", objstore.ErrUnavailable)
+			return fmt.Errorf("%w: %w", objstore.ErrUnavailable, objstore.ErrNoUpload)
 		}
 		sizes := map[int]int64{}
 		for n, part := range u.parts {

@@ -13,6 +13,7 @@ import (
 	"github.com/chromafs/chromafs/internal/exitcode"
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/file"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/internal/objstore/s3"
 )
 
@@ -21,7 +22,8 @@ const DefaultPrefix = "chromadb"
 
 // Options are what a URL does not say.
 type Options struct {
-	Endpoint, Region string // s3:// only; see package s3
+	Endpoint, Region string       // s3:// only; see package s3
+	Policy           retry.Policy // how patiently requests are repeated; zero: each is made once
 	Log              *slog.Logger
 }
 
@@ -127,16 +129,17 @@ func Open(text string, o Options) (objstore.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	repeater := retry.New(retry.Options{Policy: o.Policy, Log: o.Log})
 	if at.Scheme == "file" {
 		s, err := file.New(at.Dir)
 		if err != nil {
 			return nil, usage("--store", text, err.Error(), "")
 		}
-		return s, nil
+		return repeater.Over(s), nil
 	}
-	s, err := s3.New(s3.Options{Bucket: at.Bucket, Prefix: at.Prefix, Endpoint: o.Endpoint, Region: o.Region, Log: o.Log})
+	s, err := s3.New(s3.Options{Bucket: at.Bucket, Prefix: at.Prefix, Endpoint: o.Endpoint, Region: o.Region, Log: o.Log, Repeat: repeater.Do})
 	if err != nil {
 		return nil, exitcode.New(exitcode.Usage, fmt.Errorf("--store %s, --s3-endpoint: %w", text, err), "")
 	}
-	return s, nil
+	return repeater.Over(s), nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net/http"
 
 	"github.com/minio/minio-go/v7"
@@ -34,6 +35,13 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 	case errors.As(err, &caller):
 	default:
 		e.Next, e.Kind = kindOf(err)
+		var busy *busyError
+		if errors.As(err, &busy) {
+			e.Busy, e.RetryAfter = busy.slowDown, busy.retryAfter
+		}
+		if hasCode(err, minio.NoSuchUpload) {
+			e.Err = fmt.Errorf("%w: %w", objstore.ErrNoUpload, err)
+		}
 	}
 	return e
 }
@@ -47,8 +55,8 @@ var byCode = map[string]struct {
 	codeForeign:                    {objstore.ErrRefused, "this address is no object store, or not the one of this bucket: check --s3-endpoint and --store"},
 	codeAnonymous:                  {objstore.ErrRefused, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or fill in ~/.aws/credentials"},
 	"NoSuchKey":                    {objstore.ErrNotFound, ""},
-	"NoSuchUpload":                 {objstore.ErrUnavailable, ""},
 	"NoSuchBucket":                 {objstore.ErrRefused, "check the bucket's name in --store, and --s3-endpoint; chromafs makes no buckets"},
+	minio.NoSuchUpload:             {objstore.ErrUnavailable, ""},
 	"PreconditionFailed":           {objstore.ErrPrecondition, ""},
 	"ConditionalRequestConflict":   {objstore.ErrPrecondition, ""},
 	"Conflict":                     {objstore.ErrPrecondition, ""}, // minio-go's name of a 409 without a body
@@ -65,7 +73,7 @@ var byCode = map[string]struct {
 	"NotImplemented":               {objstore.ErrUnsupported, ""},
 	"MethodNotAllowed":             {objstore.ErrUnsupported, ""},
 	"APINotSupported":              {objstore.ErrUnsupported, ""},
-	"RequestTimeTooSkewed":         {objstore.ErrRefused, "set this machine's clock (timedatectl set-ntp true)"},
+	codeSkewed:                     {objstore.ErrRefused, "set this machine's clock (timedatectl set-ntp true)"},
 	"AccessDenied":                 {objstore.ErrRefused, "the key needs s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload on the prefix, and ListBucket, ListBucketMultipartUploads on the bucket"},
 	"InvalidAccessKeyId":           {objstore.ErrRefused, "the store does not know this access key: check AWS_ACCESS_KEY_ID, and that --s3-endpoint is the store that gave it"},
 	"SignatureDoesNotMatch":        {objstore.ErrRefused, "check AWS_SECRET_ACCESS_KEY"},

@@ -10,8 +10,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 	"github.com/chromafs/chromafs/internal/objstore/storetest"
 )
 
@@ -104,9 +106,15 @@ func TestDamageOnTheWay(t *testing.T) {
 	}
 }
 
-// TestRetries: a server that is busy, or breaks off, once is asked again, and gets
-// the body from its start; one that stays busy is ErrUnavailable within seconds.
-func TestRetries(t *testing.T) {
+// repeating is s below the policy with which chromafs uses it, without its patience.
+func repeating(s objstore.Store) objstore.Store {
+	return retry.New(retry.Options{Policy: retry.Policy{Time: time.Minute, Attempts: 3, First: time.Millisecond, Most: time.Millisecond}}).Over(s)
+}
+
+// TestRepeated: a server that is busy, or breaks off, once is asked again, and gets
+// the body from its start; one that stays busy is ErrUnavailable. By itself the
+// adapter asks once.
+func TestRepeated(t *testing.T) {
 	data := storetest.Bytes(1, 300_000)
 	for name, fault := range map[string]func(http.ResponseWriter){
 		"503":         func(w http.ResponseWriter) { s3Error(w, 503, "SlowDown", "Reduce your request rate.") },
@@ -125,7 +133,8 @@ func TestRetries(t *testing.T) {
 				fault(w)
 				return true
 			}, nil)
-			s := f.store()
+			once := f.store()
+			s := repeating(once)
 			faults.Store(1)
 			made, err := s.Put(t.Context(), "k", bytes.NewReader(data), int64(len(data)), objstore.PutOptions{IfAbsent: true})
 			if err != nil {
@@ -149,6 +158,13 @@ func TestRetries(t *testing.T) {
 			if tries := len(f.seen()) - before; tries != 3 {
 				t.Errorf("asked %d times", tries)
 			}
+			before = len(f.seen())
+			if _, err = once.Copy(t.Context(), "k2", made, objstore.CopyOptions{}); objstore.KindOf(err) != objstore.ErrUnavailable {
+				t.Errorf("copy: %v", err)
+			}
+			if tries := len(f.seen()) - before; tries != 1 {
+				t.Errorf("the adapter by itself asked %d times", tries)
+			}
 		})
 	}
 }
@@ -167,7 +183,7 @@ func TestErrorInsideSuccess(t *testing.T) {
 		s3Error(w, 200, code, "We encountered an internal error. Please try again.")
 		return true
 	}, nil)
-	s := f.store()
+	s := repeating(f.store())
 	data := storetest.Bytes(1, storetest.MinPart)
 	src, err := s.Put(t.Context(), "src", bytes.NewReader(data), int64(len(data)), objstore.PutOptions{})
 	if err != nil {
@@ -219,7 +235,7 @@ func TestLostAnswers(t *testing.T) {
 		}
 		return false
 	})
-	s := f.store()
+	s := repeating(f.store())
 	first, err := s.Put(t.Context(), "manifest.json", strings.NewReader("first"), 5, objstore.PutOptions{IfAbsent: true})
 	if err != nil {
 		t.Fatal(err)

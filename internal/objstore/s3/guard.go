@@ -17,6 +17,12 @@ import (
 // codeForeign is the error code of an answer that no object store gave.
 const codeForeign = "ChromafsNotAnObjectStore"
 
+// codeSkewed is S3's code of a request whose time is wrong. Not every server has it.
+const codeSkewed = "RequestTimeTooSkewed"
+
+// maxSkew is how far apart the clocks may be for S3.
+const maxSkew = 15 * time.Minute
+
 // maxAnswer bounds an answer in XML: 1000 keys of 1024 bytes, each byte escaped.
 const maxAnswer = 16 << 20
 
@@ -163,7 +169,7 @@ func (g *guard) success(req *http.Request, resp *http.Response) (*http.Response,
 	case a.XMLName.Local == "Error" && a.Code != "":
 		resp.StatusCode = statusOf(a.Code)
 		resp.Status = fmt.Sprintf("%d in an answer 200", resp.StatusCode)
-		return g.own(req, resp, body, a), nil
+		return g.own(req, resp, body, a)
 	}
 	if why := check(a); why != "" {
 		return g.foreign(req, resp, body, why), nil
@@ -264,12 +270,13 @@ func (g *guard) failure(req *http.Request, resp *http.Response) (*http.Response,
 	setBody(resp, body)
 	a, err := parse(body)
 	if err == nil && a.XMLName.Local == "Error" && a.Code != "" {
-		return g.own(req, resp, body, a), nil
+		return g.own(req, resp, body, a)
 	}
-	switch code := resp.StatusCode; {
-	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code == 499, // minio-go goes by the status
-		code == http.StatusConflict, code == http.StatusPreconditionFailed, code == http.StatusRequestedRangeNotSatisfiable,
-		code >= 500 && code != http.StatusNotImplemented:
+	if passing(resp.StatusCode) {
+		return nil, g.busy(resp, "", excerpt(redact(req, body)))
+	}
+	switch resp.StatusCode {
+	case http.StatusConflict, http.StatusPreconditionFailed, http.StatusRequestedRangeNotSatisfiable: // minio-go goes by the status
 		setBody(resp, redact(req, body))
 		return resp, nil
 	}
@@ -277,18 +284,27 @@ func (g *guard) failure(req *http.Request, resp *http.Response) (*http.Response,
 }
 
 // own passes on an error that the store itself reports.
-func (g *guard) own(req *http.Request, resp *http.Response, body []byte, a answer) *http.Response {
+func (g *guard) own(req *http.Request, resp *http.Response, body []byte, a answer) (*http.Response, error) {
+	if passing(resp.StatusCode) {
+		return nil, g.busy(resp, a.Code, excerpt(redact(req, []byte(a.Message))))
+	}
 	body = redact(req, body)
 	switch {
-	case a.Code == "RequestTimeTooSkewed":
-		server := resp.Header.Get("Date")
-		body = errorBody(a.Code, fmt.Sprintf("the clocks differ too much: here it is %s, at the store %s",
-			g.now().UTC().Format(time.RFC1123), server))
+	case a.Code == codeSkewed, resp.StatusCode == http.StatusForbidden && g.skewed(resp):
+		body = redact(req, errorBody(codeSkewed, fmt.Sprintf("the clocks differ too much: here it is %s, at the store %s (%s: %s)",
+			g.now().UTC().Format(time.RFC1123), resp.Header.Get("Date"), a.Code, a.Message)))
 	case resp.StatusCode == http.StatusForbidden && req.Header.Get("Authorization") == "":
 		body = errorBody(codeAnonymous, a.Message+" (the request was not signed: no credentials were found)")
 	}
 	setBody(resp, body)
-	return resp
+	return resp, nil
+}
+
+// skewed reports whether the store's clock is further from ours than S3 allows: then
+// that is why it refused, whatever it says.
+func (g *guard) skewed(resp *http.Response) bool {
+	server, err := http.ParseTime(resp.Header.Get("Date"))
+	return err == nil && server.Sub(g.now()).Abs() > maxSkew
 }
 
 // foreign turns an answer that no object store gave into an error.

@@ -71,7 +71,7 @@ func TestFence(t *testing.T) {
 		if _, err := kept.Read(make([]byte, 2)); err != nil {
 			t.Errorf("before the answer: %v", err)
 		}
-		return &http.Response{StatusCode: 503, Header: http.Header{}, Body: http.NoBody}, nil
+		return &http.Response{StatusCode: 412, Header: http.Header{}, Body: http.NoBody}, nil
 	})}
 	body := strings.NewReader("content")
 	req, err := http.NewRequest(http.MethodPut, "http://host/bucket/k", body)

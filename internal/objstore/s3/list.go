@@ -14,12 +14,20 @@ import (
 // List implements objstore.Store. That each page is the store's own word on bucket
 // and prefix is seen to by the guard.
 func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[objstore.Object, error] {
+	return s.ListAfter(ctx, prefix, "")
+}
+
+// ListAfter is List of the keys behind after: how a listing that broke off goes on.
+func (s *Store) ListAfter(ctx context.Context, prefix, after string) iter.Seq2[objstore.Object, error] {
 	return func(yield func(objstore.Object, error) bool) {
 		fail := func(err error) { yield(objstore.Object{}, s.fail(ctx, "list", prefix, err)) }
-		last := ""
+		last, start := "", ""
+		if after != "" {
+			start = s.under(after)
+		}
 		noOwner := false
 		for info := range s.core.ListObjectsIter(ctx, s.o.Bucket, minio.ListObjectsOptions{
-			Prefix: s.under(prefix), Recursive: true, FetchOwner: &noOwner,
+			Prefix: s.under(prefix), Recursive: true, FetchOwner: &noOwner, StartAfter: start,
 		}) {
 			if info.Err != nil {
 				fail(info.Err)
@@ -35,6 +43,9 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[objstore.Obje
 				return
 			}
 			last = info.Key
+			if info.Key <= start { // a server that does not heed StartAfter
+				continue
+			}
 			if strings.HasSuffix(info.Key, "/") { // a "folder" that a console made
 				continue
 			}

@@ -220,7 +220,7 @@ func TestKinds(t *testing.T) {
 		f := newFake(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
 			s3Error(w, test.status, test.code, "what the store says")
 		})
-		_, _, err := f.store(func(o *Options) { o.Retries = 1 }).Get(t.Context(), "k", objstore.GetOptions{})
+		_, _, err := f.store().Get(t.Context(), "k", objstore.GetOptions{})
 		if objstore.KindOf(err) != test.kind || !strings.Contains(err.Error(), test.text) || !strings.Contains(exitcode.Hint(err), test.hint) ||
 			!strings.Contains(err.Error(), "s3://bucket/chromadb/k") {
 			t.Errorf("%d %s: %v (hint %q), want %v", test.status, test.code, err, exitcode.Hint(err), test.kind)
@@ -244,7 +244,6 @@ func TestSecretsStaySecret(t *testing.T) {
 			})
 			var log bytes.Buffer
 			s := f.store(func(o *Options) {
-				o.Retries = 1
 				o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 			})
 			t.Setenv("AWS_SESSION_TOKEN", "TESTSESSIONTOKEN")
@@ -277,7 +276,7 @@ func TestCredentials(t *testing.T) {
 	})
 	used := func(want string) error {
 		t.Helper()
-		s := newStore(t, Options{Endpoint: f.URL, Bucket: "bucket", Region: "us-east-1", Retries: 1})
+		s := newStore(t, Options{Endpoint: f.URL, Bucket: "bucket", Region: "us-east-1"})
 		_, _, err := s.Get(t.Context(), "k", objstore.GetOptions{})
 		if key != want {
 			t.Errorf("the request was signed by %q, want %q", key, want)
@@ -312,7 +311,7 @@ func TestConnections(t *testing.T) {
 	credentialsOf(t, "a", "s")
 	get := func(endpoint string) error {
 		t.Helper()
-		s := newStore(t, Options{Endpoint: endpoint, Bucket: "bucket", Region: "us-east-1", Retries: 2})
+		s := newStore(t, Options{Endpoint: endpoint, Bucket: "bucket", Region: "us-east-1"})
 		_, _, err := s.Get(t.Context(), "k", objstore.GetOptions{})
 		return err
 	}

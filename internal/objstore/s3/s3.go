@@ -16,8 +16,9 @@
 //   - O5: bodies are counted. A connection on which nothing moves is given up after
 //     Timeouts.Idle, in either direction.
 //
-// Transport errors, 429 and 5xx are tried Retries times within seconds; whoever
-// calls has a longer patience of his own.
+// Each operation asks once; package retry repeats it. Only the parts of a copy that
+// goes by parts are repeated here, by Options.Repeat. What an overloaded server says
+// of when to come back is in the error (objstore.Error.RetryAfter).
 //
 // Credentials come from the environment (AWS_*, MINIO_*), the shared files of AWS, or
 // the role of the machine or container, and appear in no error and no log.
@@ -57,7 +58,9 @@ type Options struct {
 	Region   string
 	Log      *slog.Logger
 	Timeouts Timeouts
-	Retries  int // tries of one request, 3
+	// Repeat repeats one of the requests that make up an operation, as retry.Repeater.Do
+	// does; nil: once.
+	Repeat func(ctx context.Context, what string, request func() error) error
 	// CopyLimit is the size above which a copy goes by parts of CopyPart bytes: 1 GiB
 	// and 256 MiB, far below the 5 GiB that S3 allows.
 	CopyLimit, CopyPart int64
@@ -87,7 +90,9 @@ func New(o Options) (*Store, error) {
 	o.Timeouts.Dial = cmp.Or(o.Timeouts.Dial, 15*time.Second)
 	o.Timeouts.Idle = cmp.Or(o.Timeouts.Idle, 3*time.Minute)
 	o.Timeouts.Header = cmp.Or(o.Timeouts.Header, 3*time.Minute)
-	o.Retries = cmp.Or(o.Retries, 3)
+	if o.Repeat == nil {
+		o.Repeat = func(_ context.Context, _ string, request func() error) error { return request() }
+	}
 	o.CopyLimit = cmp.Or(o.CopyLimit, 1<<30)
 	o.CopyPart = cmp.Or(o.CopyPart, 256<<20)
 	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
@@ -115,7 +120,7 @@ func New(o Options) (*Store, error) {
 		Secure:     secure,
 		Region:     o.Region,
 		Transport:  &guard{next: transport, bucket: o.Bucket, now: time.Now},
-		MaxRetries: o.Retries,
+		MaxRetries: 1, // there is one policy, and it is not minio-go's
 	})
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %q: %w", host, err)

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/storetest"
 )
 
 // TestStalls: a connection on which nothing moves is given up: before the answer, in
@@ -34,11 +37,9 @@ func TestStalls(t *testing.T) {
 	})
 	t.Cleanup(func() { close(release) })
 	s := f.store(func(o *Options) {
-		o.Retries = 2
 		o.Timeouts = Timeouts{Idle: 300 * time.Millisecond, Header: 200 * time.Millisecond}
 	})
 	patient := f.store(func(o *Options) {
-		o.Retries = 2
 		o.Timeouts = Timeouts{Idle: time.Minute, Header: 200 * time.Millisecond}
 	})
 	within(t, 20*time.Second, func() {
@@ -66,6 +67,65 @@ func TestStalls(t *testing.T) {
 	})
 }
 
+// TestStallsAreRepeated: what was given up because nothing moved is asked again, and
+// a body goes on where it stood.
+func TestStallsAreRepeated(t *testing.T) {
+	data := storetest.Bytes(1, 100_000)
+	release := make(chan struct{})
+	stall := func(r *http.Request) {
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	}
+	f := newFake(t, func(n int, w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			if n%2 == 0 {
+				io.CopyN(io.Discard, r.Body, 1000)
+				stall(r)
+				return
+			}
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("ETag", `"e"`)
+			return
+		}
+		var from int
+		fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
+		if from > 0 {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(data)-1, len(data)))
+		}
+		w.Header().Set("ETag", `"e"`)
+		w.Header().Set("Last-Modified", "Mon, 23 Nov 2026 10:00:00 GMT")
+		w.Header().Set("Content-Length", strconv.Itoa(len(data)-from))
+		if from > 0 {
+			w.WriteHeader(http.StatusPartialContent)
+		}
+		if w.Write(data[from:min(from+40_000, len(data))]); from+40_000 < len(data) {
+			http.NewResponseController(w).Flush()
+			stall(r)
+		}
+	})
+	t.Cleanup(func() { close(release) })
+	s := repeating(f.store(func(o *Options) {
+		o.Timeouts = Timeouts{Idle: 300 * time.Millisecond, Header: 200 * time.Millisecond}
+	}))
+	within(t, 20*time.Second, func() {
+		big := make([]byte, 32<<20)
+		if _, err := s.Put(t.Context(), "upload", bytes.NewReader(big), int64(len(big)), objstore.PutOptions{}); err != nil {
+			t.Errorf("put: %v", err)
+		}
+		body, _, err := s.Get(t.Context(), "k", objstore.GetOptions{})
+		if err != nil {
+			t.Errorf("get: %v", err)
+			return
+		}
+		defer body.Close()
+		if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("read %d bytes, %v", len(got), err)
+		}
+	})
+}
+
 // TestSlowIsNotStalled: a connection that moves, slowly, is not given up, in neither
 // direction.
 func TestSlowIsNotStalled(t *testing.T) {
@@ -86,7 +146,7 @@ func TestSlowIsNotStalled(t *testing.T) {
 			<-time.After(50 * time.Millisecond)
 		}
 	})
-	s := f.store(func(o *Options) { o.Timeouts.Idle, o.Retries = 700*time.Millisecond, 1 })
+	s := f.store(func(o *Options) { o.Timeouts.Idle = 700 * time.Millisecond })
 	body, _, err := s.Get(t.Context(), "k", objstore.GetOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -87,12 +88,19 @@ func (s *Store) copyParts(ctx context.Context, dst string, src objstore.Object) 
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(copyWorkers)
 	for n, off := 1, int64(0); off < src.Size; n, off = n+1, off+size {
-		g.Go(func() error { return up.copyPart(gctx, n, src, off, min(size, src.Size-off)) })
+		g.Go(func() error {
+			return s.o.Repeat(gctx, "copy a part of "+src.Key, func() error { return up.CopyPart(gctx, n, src, off, min(size, src.Size-off)) })
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return objstore.Object{}, err
 	}
-	return up.complete(ctx)
+	var made objstore.Object
+	err = s.o.Repeat(ctx, "complete the copy to "+dst, func() (err error) {
+		made, err = up.Complete(ctx)
+		return err
+	})
+	return made, err
 }
 
 // upload is a multipart upload.
@@ -103,6 +111,8 @@ type upload struct {
 	mu    sync.Mutex // guards what follows; no request under it
 	etags map[int]string
 	sizes map[int]int64
+	// repeat: all parts were another process's, which may have completed the upload.
+	repeat bool
 }
 
 // NewUpload implements objstore.Store.
@@ -124,6 +134,27 @@ func (s *Store) newUpload(ctx context.Context, key string) (*upload, error) {
 		return nil, err
 	}
 	return &upload{s: s, key: key, full: full, id: id, etags: map[int]string{}, sizes: map[int]int64{}}, nil
+}
+
+// ResumeUpload implements objstore.Resumer.
+func (s *Store) ResumeUpload(ctx context.Context, p objstore.PendingUpload, parts []objstore.UploadPart) (objstore.Upload, error) {
+	full, err := s.name(p.Key)
+	if err != nil {
+		return nil, s.fail(ctx, "go on with the upload to", p.Key, err)
+	}
+	u := &upload{s: s, key: p.Key, full: full, id: p.ID, etags: map[int]string{}, sizes: map[int]int64{}, repeat: true}
+	for _, part := range parts {
+		u.etags[part.Number], u.sizes[part.Number] = part.ETag, part.Size
+	}
+	return u, nil
+}
+
+// Part implements objstore.PartTeller.
+func (u *upload) Part(n int) (objstore.UploadPart, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	size, ok := u.sizes[n]
+	return objstore.UploadPart{Number: n, Size: size, ETag: u.etags[n]}, ok
 }
 
 // ID implements objstore.Upload.
@@ -189,7 +220,7 @@ func (u *upload) copyPart(ctx context.Context, n int, src objstore.Object, off, 
 func (u *upload) set(n int, etag string, size int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.etags[n], u.sizes[n] = etag, size
+	u.etags[n], u.sizes[n], u.repeat = etag, size, false
 }
 
 // Complete implements objstore.Upload.
@@ -207,11 +238,18 @@ func (u *upload) complete(ctx context.Context) (none objstore.Object, err error)
 		return none, err
 	}
 	info, err := u.s.core.CompleteMultipartUpload(ctx, u.s.o.Bucket, u.full, u.id, parts, minio.PutObjectOptions{})
-	if hasCode(err, minio.NoSuchUpload) {
+	if hasCode(err, minio.NoSuchUpload) { // or an earlier process was not answered
 		return u.lostAnswer(ctx, joinedETag(etags), size, err)
 	}
 	if err != nil {
 		return none, err
+	}
+	u.mu.Lock()
+	repeat := u.repeat
+	u.mu.Unlock()
+	if want := joinedETag(etags); repeat && want != strings.Trim(info.ETag, `"`) {
+		// Some servers say yes to what was completed with other parts.
+		return none, fmt.Errorf("%w: it was completed as %s, not %s", objstore.ErrRefused, info.ETag, want)
 	}
 	return objstore.Object{Key: u.key, Size: size, ETag: info.ETag}, nil
 }

@@ -37,6 +37,7 @@ func Run(t *testing.T, open func(t *testing.T) objstore.Store) {
 		{"multipart", testMultipart},
 		{"multipart refusals", testMultipartRefusals},
 		{"pending uploads", testUploads},
+		{"resumed uploads", testResume},
 		{"list order and prefixes", testListOrder},
 		{"list pages", testListPages},
 		{"delete", testDelete},
