@@ -169,7 +169,11 @@ func (u *upload) copyPart(ctx context.Context, n int, src objstore.Object, off, 
 	case off < 0 || size < 1 || off+size > src.Size:
 		return fmt.Errorf("%w: [%d, %d) of %d bytes", objstore.ErrRange, off, off+size, src.Size)
 	}
-	part, err := u.s.core.CopyObjectPart(ctx, u.s.o.Bucket, from, u.s.o.Bucket, u.full, u.id, n, off, size, pinned(src))
+	length := size
+	if size == src.Size {
+		length = -1 // no range: AWS takes none of a source up to 5 MiB
+	}
+	part, err := u.s.core.CopyObjectPart(ctx, u.s.o.Bucket, from, u.s.o.Bucket, u.full, u.id, n, off, length, pinned(src))
 	if hasCode(err, minio.InvalidArgument) || hasCode(err, "InvalidRange") {
 		// The range lies within the source as the caller knows it. Servers compare it
 		// with the source as it is now before they compare ETags.
