@@ -183,7 +183,7 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 	}
 	// Unsigned chunks: the sums guard the body, and a signature per chunk is what
 	// fewer servers understand.
-	opts := minio.PutObjectOptions{ContentType: o.ContentType, DisableContentSha256: true}
+	opts := minio.PutObjectOptions{ContentType: o.ContentType, DisableContentSha256: true, ServerSideEncryption: s.o.SSE.header()}
 	switch {
 	case o.IfAbsent:
 		opts.SetMatchETagExcept("*")
@@ -195,18 +195,4 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 		return none, blame(src, err)
 	}
 	return objstore.Object{Key: key, Size: size, ETag: info.ETag}, nil
-}
-
-// joinedETag returns the ETag that S3 gives to parts with these ETags: the MD5 of their
-// MD5s, and their number; "" where they are no MD5s.
-func joinedETag(etags []string) string {
-	all := md5.New()
-	for _, etag := range etags {
-		sum, err := hex.DecodeString(strings.Trim(etag, `"`))
-		if err != nil || len(sum) != md5.Size {
-			return ""
-		}
-		all.Write(sum)
-	}
-	return fmt.Sprintf("%x-%d", all.Sum(nil), len(etags))
 }

@@ -12,12 +12,14 @@
 //   - O2: conditions go on single PUTs only; on an upload in parts minio-go would
 //     drop them. A lost answer shows as ErrPrecondition (package objstore).
 //   - O3: copies carry x-amz-copy-source-if-match, each part of one too. Big ones go
-//     by parts, so that one request never takes long.
+//     by parts, so that one request never takes long, where the server copies parts.
 //   - O5: bodies are counted. A connection on which nothing moves is given up after
 //     Timeouts.Idle, in either direction.
 //
 // Transport errors, 429 and 5xx are tried Retries times within seconds; whoever
 // calls has a longer patience of his own.
+//
+// No ETag is taken for a checksum: under a KMS key it is none.
 //
 // Credentials come from the environment (AWS_*, MINIO_*), the shared files of AWS, or
 // the role of the machine or container, and appear in no error and no log.
@@ -61,6 +63,7 @@ type Options struct {
 	// CopyLimit is the size above which a copy goes by parts of CopyPart bytes: 1 GiB
 	// and 256 MiB, far below the 5 GiB that S3 allows.
 	CopyLimit, CopyPart int64
+	SSE                 SSE // of all that is written
 }
 
 // Timeouts bound the waiting on one connection. They must leave a server time to
@@ -73,11 +76,13 @@ type Timeouts struct {
 
 // Store is a prefix in a bucket. It is safe for concurrent use.
 type Store struct {
-	core   *minio.Core
-	o      Options
-	log    *slog.Logger
-	noBulk atomic.Bool // the server cannot delete many keys in one request
-	plain  bool        // plain HTTP: sign the SHA-256 of bodies
+	core    *minio.Core
+	guard   *guard
+	o       Options
+	log     *slog.Logger
+	noBulk  atomic.Pointer[error] // why the server cannot delete many keys in one request; nil: it can, or was not asked
+	noParts atomic.Bool           // the server copied whole what it did not copy by parts
+	plain   bool                  // plain HTTP: sign the SHA-256 of bodies
 }
 
 var _ objstore.Store = (*Store)(nil)
@@ -110,17 +115,18 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	g := &guard{next: transport, bucket: o.Bucket, now: time.Now}
 	core, err := minio.NewCore(host, &minio.Options{
 		Creds:      credentials.NewChainCredentials(providers(os.Getenv)),
 		Secure:     secure,
 		Region:     o.Region,
-		Transport:  &guard{next: transport, bucket: o.Bucket, now: time.Now},
+		Transport:  g,
 		MaxRetries: o.Retries,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %q: %w", host, err)
 	}
-	return &Store{core: core, o: o, log: o.Log, plain: !secure}, nil
+	return &Store{core: core, guard: g, o: o, log: o.Log, plain: !secure}, nil
 }
 
 // parseEndpoint splits an endpoint into host and whether to use TLS.
