@@ -8,18 +8,22 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
 )
 
 // Catalog reads and changes what a store holds of chromafs. It keeps no state of
-// its own and is safe for concurrent use.
+// its own but what it has logged, and is safe for concurrent use.
 type Catalog struct {
 	store objstore.Store
 	log   *slog.Logger
 	rand  io.Reader // nonces and writer ids of its own writes
 	wait  func(ctx context.Context, d time.Duration) error
+
+	noUploads atomic.Bool // that uploads cannot be looked for was logged
+	noCopy    atomic.Bool // that "current" is sent, for want of copies, was logged
 }
 
 // NewCatalog returns the catalog of a store.

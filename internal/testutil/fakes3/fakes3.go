@@ -12,7 +12,6 @@
 package fakes3
 
 import (
-	"bytes"
 	"crypto/md5"
 	"crypto/sha256"
 	"encoding/base64"
@@ -204,20 +203,28 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	maps.Copy(w.Header(), late.header)
 	w.WriteHeader(late.status())
-	w.Write(late.body.Bytes())
+	w.Write(late.body)
 }
 
 // lateWriter keeps an answer until it is known whether it is sent.
 type lateWriter struct {
 	header http.Header
 	code   int
-	body   bytes.Buffer
+	body   []byte // may be an object's own: it is appended to by copying
 }
 
-func (l *lateWriter) Header() http.Header         { return l.header }
-func (l *lateWriter) Write(p []byte) (int, error) { return l.body.Write(p) }
-func (l *lateWriter) WriteHeader(code int)        { l.code = code }
-func (l *lateWriter) status() int                 { return max(l.code, http.StatusOK) }
+func (l *lateWriter) Header() http.Header  { return l.header }
+func (l *lateWriter) WriteHeader(code int) { l.code = code }
+func (l *lateWriter) status() int          { return max(l.code, http.StatusOK) }
+
+func (l *lateWriter) Write(p []byte) (int, error) {
+	if l.body == nil {
+		l.body = slices.Clip(p)
+	} else {
+		l.body = append(l.body, p...)
+	}
+	return len(p), nil
+}
 
 func operation(r *http.Request, key string) string {
 	q := r.URL.Query()
@@ -277,8 +284,8 @@ func (c *call) handle(bucket string) *failure {
 
 // readBody reads the body and compares it with the sums that came with it.
 func (c *call) readBody() *failure {
-	var err error
-	if c.body, err = io.ReadAll(c.r.Body); err != nil {
+	c.body = make([]byte, max(c.r.ContentLength, 0))
+	if _, err := io.ReadFull(c.r.Body, c.body); err != nil {
 		return &failure{http.StatusBadRequest, "IncompleteBody", err.Error()}
 	}
 	if want := c.r.Header.Get("Content-MD5"); want != "" {
@@ -306,7 +313,7 @@ func (c *call) fail(f failure) {
 	if f.code == "" {
 		c.w.Header().Set("Content-Type", "text/html")
 		c.w.WriteHeader(f.status)
-		fmt.Fprintf(c.w, "<html><title>Error %d</title><p>That's an error.", f.status)
+		c.w.Write(fmt.Appendf(nil, "<html><title>Error %d</title><p>That's an error.", f.status)) // Fprintf reuses its buffer
 		return
 	}
 	c.xml(f.status, struct {

@@ -117,6 +117,9 @@ func (c *call) complete() *failure {
 			return f
 		}
 		var data, sums []byte
+		if len(asked.Part) > 1 {
+			data = make([]byte, 0, len(asked.Part)*len(up.parts[asked.Part[0].PartNumber].data))
+		}
 		for i, p := range asked.Part {
 			part, ok := up.parts[p.PartNumber]
 			last := i == len(asked.Part)-1
