@@ -19,6 +19,7 @@ type historyClearOptions struct {
 
 func (o *historyClearOptions) AddFlags(flags *pflag.FlagSet) {
 	o.store.AddFlags(flags)
+	o.store.AddWriteFlags(flags)
 	flags.BoolVar(&o.yes, "yes", false, "do not ask")
 	o.log.AddFlags(flags)
 }
@@ -43,7 +44,7 @@ func runHistoryClear(ctx context.Context, e *env, o historyClearOptions, args ar
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	catalog, err := o.store.open(e)
+	catalog, known, err := o.store.openToWrite(e, nil)
 	if err != nil {
 		return err
 	}
@@ -52,6 +53,9 @@ func runHistoryClear(ctx context.Context, e *env, o historyClearOptions, args ar
 		if err := confirm(e, question); err != nil {
 			return err
 		}
+	}
+	if err := known.ready(ctx); err != nil {
+		return err
 	}
 	removed, err := catalog.Clear(ctx)
 	if err != nil {

@@ -34,6 +34,7 @@ type session struct {
 	ready   *readiness
 
 	catalog  *history.Catalog
+	known    *knowledge // of the store
 	uploader *uploader.Uploader
 	origin   reconcile.Result // how DIR was brought up to date
 	fs       *fusefs.FS       // nil until it is mounted
@@ -75,10 +76,10 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if s.catalog, err = s.options.store.open(s.env); err != nil {
+	if s.catalog, s.known, err = s.options.store.openToWrite(s.env, s.local.dir.State()); err != nil {
 		return err
 	}
-	s.uploader, err = newUploader(s.env, s.local, s.catalog, s.options.upload, s.cut, s.lastMutation)
+	s.uploader, err = newUploader(s.env, s.local, s.catalog, s.known, s.options.upload, s.cut, s.lastMutation)
 	if err != nil {
 		return err
 	}
@@ -118,10 +119,10 @@ func (s *session) start(ctx context.Context) error {
 }
 
 // newUploader wires an uploader for a DIR that this process holds.
-func newUploader(e *env, l *local, c *history.Catalog, o uploadOptions,
+func newUploader(e *env, l *local, c *history.Catalog, k *knowledge, o uploadOptions,
 	cut func(context.Context) (uploader.View, error), lastMutation func() time.Time) (*uploader.Uploader, error) {
 	return uploader.New(uploader.Options{
-		Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log),
+		Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log), Ready: k.ready,
 		Interval: o.interval, Settle: o.settle, Keep: o.keep, LastMutation: lastMutation,
 		Now: e.now, Rand: rand.Reader, Log: e.log,
 	})
