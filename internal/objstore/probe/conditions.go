@@ -67,30 +67,29 @@ func (p *prober) read(ctx context.Context, name string) (objstore.Object, []byte
 
 // conditions finds out whether writes can be conditional.
 func (p *prober) conditions(ctx context.Context) error {
-	create, err := p.creates(ctx)
-	if err != nil {
-		return err
-	}
-	replace, err := p.replaces(ctx)
-	if err != nil {
-		return err
-	}
-	if create == "" {
-		create, err = p.race(ctx, "create-only writes", func(round int) (string, objstore.PutOptions, error) {
+	var create, replace string
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		if create, err = p.creates(gctx); create != "" || err != nil {
+			return err
+		}
+		create, err = p.race(gctx, "create-only writes", func(round int) (string, objstore.PutOptions, error) {
 			return fmt.Sprintf("race-%d", round), objstore.PutOptions{IfAbsent: true}, nil
 		})
-		if err != nil {
+		return err
+	})
+	g.Go(func() (err error) {
+		if replace, err = p.replaces(gctx); replace != "" || err != nil {
 			return err
 		}
-	}
-	if replace == "" {
-		replace, err = p.race(ctx, "writes with If-Match", func(int) (string, objstore.PutOptions, error) {
-			now, _, err := p.read(ctx, "replaced")
+		replace, err = p.race(gctx, "writes with If-Match", func(int) (string, objstore.PutOptions, error) {
+			now, _, err := p.read(gctx, "replaced")
 			return "replaced", objstore.PutOptions{IfMatch: now.ETag}, err
 		})
-		if err != nil {
-			return err
-		}
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
