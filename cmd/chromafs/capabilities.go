@@ -29,17 +29,28 @@ type capability struct {
 	why     func(objstore.Lacks) string // why it is lacking; "" if it is not
 	without string                      // what chromafs does without it
 	severe  int                         // the exit code of a doctor who finds it lacking
+	needed  need
 }
 
+// need says who needs a capability.
+type need int
+
+const (
+	always     need = iota
+	byTwo           // one writer alone does without
+	encrypting      // where --sse is given
+)
+
 var capabilities = []capability{
-	{"conditional create", func(l objstore.Lacks) string { return l.Create }, "needs --single-writer: nothing else keeps two mounts from harming each other", exitcode.Store},
-	{"conditional replace", func(l objstore.Lacks) string { return l.Replace }, "needs --single-writer: nothing else keeps two mounts from harming each other", exitcode.Store},
-	{"copy", func(l objstore.Lacks) string { return l.Copy }, "every snapshot sends every file, and the plain files beside the history are read back and sent", exitcode.Done},
-	{"part copy", func(l objstore.Lacks) string { return l.PartCopy }, "a file of more than 8 MiB that changed is sent whole", exitcode.Done},
-	{"bulk delete", func(l objstore.Lacks) string { return l.BulkDelete }, "objects are deleted one by one", exitcode.Done},
-	{"delete", func(l objstore.Lacks) string { return l.Delete }, "old snapshots stay in the store: grant s3:DeleteObject", exitcode.Failed},
-	{"list uploads", func(l objstore.Lacks) string { return l.Uploads }, "what a failed snapshot has sent of big files stays in the store: grant s3:ListBucketMultipartUploads, or let a rule of the bucket abort incomplete uploads", exitcode.Failed},
-	{"abort uploads", func(l objstore.Lacks) string { return l.Abort }, "what a failed snapshot has sent of big files stays in the store: grant s3:AbortMultipartUpload, or let a rule of the bucket abort incomplete uploads", exitcode.Failed},
+	{"conditional create", func(l objstore.Lacks) string { return l.Create }, "needs --single-writer: nothing else keeps two mounts from harming each other", exitcode.Store, byTwo},
+	{"conditional replace", func(l objstore.Lacks) string { return l.Replace }, "needs --single-writer: nothing else keeps two mounts from harming each other", exitcode.Store, byTwo},
+	{"encryption", func(l objstore.Lacks) string { return l.Encrypt }, "nothing is stored: leave --sse out, and rely on the bucket's default or go without", exitcode.Store, encrypting},
+	{"copy", func(l objstore.Lacks) string { return l.Copy }, "every snapshot sends every file, and the plain files beside the history are read back and sent", exitcode.Done, always},
+	{"part copy", func(l objstore.Lacks) string { return l.PartCopy }, "a file of more than 8 MiB that changed is sent whole", exitcode.Done, always},
+	{"bulk delete", func(l objstore.Lacks) string { return l.BulkDelete }, "objects are deleted one by one", exitcode.Done, always},
+	{"delete", func(l objstore.Lacks) string { return l.Delete }, "old snapshots stay in the store: grant s3:DeleteObject", exitcode.Failed, always},
+	{"list uploads", func(l objstore.Lacks) string { return l.Uploads }, "what a failed snapshot has sent of big files stays in the store: grant s3:ListBucketMultipartUploads, or let a rule of the bucket abort incomplete uploads", exitcode.Failed, always},
+	{"abort uploads", func(l objstore.Lacks) string { return l.Abort }, "what a failed snapshot has sent of big files stays in the store: grant s3:AbortMultipartUpload, or let a rule of the bucket abort incomplete uploads", exitcode.Failed, always},
 }
 
 // knowledge is what is known of a store that is to be written to, and how it becomes
@@ -73,6 +84,9 @@ func (k *knowledge) ready(ctx context.Context) error {
 		return err
 	}
 	switch why := lacks.Conditions(); {
+	case lacks.Encrypt != "":
+		return exitcode.New(exitcode.Store, fmt.Errorf("%s: --sse %s: %s", k.adapted, k.options.sse, lacks.Encrypt),
+			"nothing was published. Leave --sse out, and rely on the bucket's default encryption or go without")
 	case why != "" && !k.options.singleWriter:
 		return exitcode.New(exitcode.Store,
 			fmt.Errorf("%s: the store does no conditional writes, which keep two mounts from harming each other: %s", k.adapted, why),
@@ -88,13 +102,13 @@ func (k *knowledge) ready(ctx context.Context) error {
 }
 
 // find returns what the store lacks, as remembered or as it is found to be now. That
-// conditional writes are lacking is not believed unless it can be done without.
+// something is lacking that cannot be done without is not believed from memory.
 func (k *knowledge) find(ctx context.Context) (objstore.Lacks, error) {
 	at, err := open.ParseURL(k.options.url)
 	if err != nil || at.Scheme == "file" { // what the adapter for folders lacks is an error of its own
 		return objstore.Lacks{}, err
 	}
-	if lacks, ok := k.remembered(); ok && (lacks.Conditions() == "" || k.options.singleWriter) {
+	if lacks, ok := k.remembered(); ok && lacks.Encrypt == "" && (lacks.Conditions() == "" || k.options.singleWriter) {
 		return lacks, nil
 	}
 	start := k.env.now()
@@ -129,6 +143,7 @@ type remembered struct {
 	Format   int            `json:"format"`
 	Store    string         `json:"store"`
 	Endpoint string         `json:"endpoint"`
+	SSE      string         `json:"sse"`
 	Tried    time.Time      `json:"tried"`
 	Lacks    objstore.Lacks `json:"lacks"`
 }
@@ -150,7 +165,7 @@ func (k *knowledge) remembered() (objstore.Lacks, bool) {
 		}
 		return objstore.Lacks{}, false
 	}
-	return r.Lacks, r.Format == rememberedFormat && r.Store == k.adapted.String() && r.Endpoint == k.options.endpoint
+	return r.Lacks, r.Format == rememberedFormat && r.Store == k.adapted.String() && r.Endpoint == k.options.endpoint && r.SSE == k.options.sse
 }
 
 // remember makes what was found durable. A full disk is no reason not to serve.
@@ -159,7 +174,7 @@ func (k *knowledge) remember(l objstore.Lacks) error {
 		return nil
 	}
 	data, err := json.MarshalIndent(remembered{Format: rememberedFormat, Store: k.adapted.String(), Endpoint: k.options.endpoint,
-		Tried: k.env.now().UTC(), Lacks: l}, "", "  ")
+		SSE: k.options.sse, Tried: k.env.now().UTC(), Lacks: l}, "", "  ")
 	if err != nil {
 		return err
 	}

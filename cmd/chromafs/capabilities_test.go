@@ -107,6 +107,31 @@ func TestNoConditionalWrites(t *testing.T) {
 	}
 }
 
+// Encryption that was asked for and is not done is refused; and it is tried again with
+// another flag.
+func TestEncryptionThatIsIgnored(t *testing.T) {
+	encrypted := func(o *storeOptions) { o.sse = "s3" }
+	server := fakes3.New(t, fakes3.Options{IgnoreSSE: true})
+	state := openFolder(t, t.TempDir())
+	for range 2 {
+		if _, err := ready(t, server, state, encrypted); exitcode.Of(err) != exitcode.Store || !strings.Contains(err.Error(), "--sse s3") {
+			t.Errorf("%v", err)
+		}
+		if len(server.Requests()) == 0 {
+			t.Error("a refusal was remembered")
+		}
+	}
+	if _, err := ready(t, server, state); err != nil || len(server.Requests()) == 0 {
+		t.Errorf("without --sse: %v", err)
+	}
+	heeds := fakes3.New(t, fakes3.Options{})
+	if k, err := ready(t, heeds, state, encrypted); err != nil || len(heeds.Requests()) == 0 {
+		t.Errorf("%v", err)
+	} else if l, _ := k.adapted.Lacks(); l.Encrypt != "" {
+		t.Errorf("%+v", l)
+	}
+}
+
 // A probe that gets no answer says nothing, and nothing is remembered of it.
 func TestProbeOfAStoreThatIsDown(t *testing.T) {
 	server := fakes3.New(t, fakes3.Options{})
@@ -212,6 +237,8 @@ func TestDoctor(t *testing.T) {
 		"no bulk delete":     {fakes3.Options{BulkDelete: notImplemented}, nil, 0, "no bulk delete"},
 		"no conditions":      {fakes3.Options{Conditions: fakes3.Ignored}, nil, 3, "no conditional replace"},
 		"no conditions, one": {fakes3.Options{Conditions: fakes3.Ignored}, []string{"--single-writer"}, 0, "no conditional replace"},
+		"no encryption":      {fakes3.Options{IgnoreSSE: true}, []string{"--sse", "kms"}, 3, "no encryption"},
+		"encryption":         {fakes3.Options{}, []string{"--sse", "kms"}, 0, ""},
 		"no list of uploads": {fakes3.Options{ListUploads: denied}, nil, 1, "no list uploads"},
 		"no delete":          {fakes3.Options{Delete: denied, BulkDelete: denied}, nil, 1, "no delete"},
 		"a clock":            {fakes3.Options{Clock: -time.Hour}, nil, 1, "1h 0m behind"},
@@ -224,7 +251,7 @@ func TestDoctor(t *testing.T) {
 				all = append(all, f.What)
 			}
 			text := strings.Join(all, "\n")
-			if !c.Reached || len(c.Capabilities) != 8 || c.LatencyMS <= 0 || c.ClockAheadMS == nil ||
+			if !c.Reached || len(c.Capabilities) < 8 || c.LatencyMS <= 0 || c.ClockAheadMS == nil ||
 				!strings.Contains(text, tc.says) || tc.says == "" && text != "" {
 				t.Errorf("%+v", c)
 			}

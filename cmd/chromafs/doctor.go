@@ -124,7 +124,7 @@ func runDoctor(ctx context.Context, e *env, o doctorOptions, args arguments) err
 		if o.json {
 			err = printJSON(e, c)
 		} else {
-			err = printCheckup(e, c, o.store)
+			err = printCheckup(e, c)
 		}
 		if err == nil && c.ExitCode != exitcode.Done {
 			err = &silentError{c.ExitCode}
@@ -198,13 +198,16 @@ func examine(ctx context.Context, e *env, o storeOptions) (*checkup, error) {
 	}
 	c.Reached, c.lacks = true, report.Lacks
 	c.LatencyMS = float64(report.Latency.Microseconds()) / 1000
-	c.judge(o.singleWriter)
+	c.judge(o)
 	return c, nil
 }
 
 // judge says what follows from what is lacking.
-func (c *checkup) judge(singleWriter bool) {
+func (c *checkup) judge(o storeOptions) {
 	for _, one := range capabilities {
+		if one.needed == encrypting && o.sse == "none" {
+			continue
+		}
 		why := one.why(c.lacks)
 		if why == "" {
 			c.Capabilities = append(c.Capabilities, checked{Name: one.name, Has: true})
@@ -212,7 +215,7 @@ func (c *checkup) judge(singleWriter bool) {
 		}
 		c.Capabilities = append(c.Capabilities, checked{one.name, false, why, one.without})
 		code := one.severe
-		if code == exitcode.Store && singleWriter {
+		if one.needed == byTwo && o.singleWriter {
 			code = exitcode.Done
 		}
 		c.find(code, "no "+one.name+": "+why, one.without)
@@ -247,14 +250,14 @@ func describeAhead(d time.Duration) string {
 	return "as this machine's"
 }
 
-func printCheckup(e *env, c *checkup, o storeOptions) error {
+func printCheckup(e *env, c *checkup) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s:\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	line("store", "%s%s", c.Store, suffix(c.Endpoint != "", " at "+c.Endpoint))
 	if c.Reached {
-		line("access", "ok: listed, read and written with these credentials%s", suffix(o.sse != "none", ", encrypted by "+o.sse))
+		line("access", "ok: listed, read and written with these credentials")
 		line("latency", "%.1f ms for a small read", c.LatencyMS)
 	}
 	if c.ClockAheadMS != nil {

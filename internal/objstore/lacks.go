@@ -19,6 +19,7 @@ type Lacks struct {
 	Delete     string `json:"delete,omitempty"`      // the removal of an object
 	Create     string `json:"create,omitempty"`      // writes on condition that nothing is there, atomic
 	Replace    string `json:"replace,omitempty"`     // writes on condition of an ETag, atomic
+	Encrypt    string `json:"encrypt,omitempty"`     // the encryption that was asked for
 }
 
 // Conditions returns why writes cannot be conditional, "" where they can.

@@ -59,6 +59,10 @@ const (
 	reads      = 9
 )
 
+// encrypter is an adapter that knows whether what it read last is encrypted as it
+// should be.
+type encrypter interface{ NotEncrypted() error }
+
 // bulkDeleter is an adapter that does without bulk deletes by itself, and says so.
 type bulkDeleter interface{ NoBulkDelete() error }
 
@@ -104,6 +108,11 @@ func (p *prober) run(ctx context.Context) error {
 	}
 	if err := p.holds(ctx, src, data); err != nil {
 		return err
+	}
+	if e, ok := p.store.(encrypter); ok {
+		if why := e.NotEncrypted(); why != nil {
+			p.lacks(&p.report.Lacks.Encrypt, "%v", why)
+		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.copies(gctx, src, data) })

@@ -58,6 +58,7 @@ func (s *Store) get(ctx context.Context, key string, o objstore.GetOptions) (_ i
 	if err != nil {
 		return nil, found, err
 	}
+	s.clear.Store(s.o.SSE != (SSE{}) && header.Get("x-amz-server-side-encryption") == "")
 	found = objstore.Object{Key: key, Size: info.Size, ETag: info.ETag, Modified: info.LastModified}
 	err = checkAnswer(&found, info.Size, header, o)
 	if err != nil {

@@ -82,6 +82,7 @@ type Store struct {
 	log     *slog.Logger
 	noBulk  atomic.Pointer[error] // why the server cannot delete many keys in one request; nil: it can, or was not asked
 	noParts atomic.Bool           // the server copied whole what it did not copy by parts
+	clear   atomic.Bool           // the object that was read last is not encrypted, though SSE asks for it
 	plain   bool                  // plain HTTP: sign the SHA-256 of bodies
 }
 

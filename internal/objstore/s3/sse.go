@@ -58,6 +58,15 @@ func (e SSE) add(headers map[string]string) {
 	}
 }
 
+// NotEncrypted returns an error where encryption is asked for, and the store did not say
+// of the object that was read last that it is encrypted. Some take any header.
+func (s *Store) NotEncrypted() error {
+	if s.clear.Load() {
+		return fmt.Errorf("what was stored with %s is not said to be encrypted when it is read: the store ignores what it was asked for", s.o.SSE.kind)
+	}
+	return nil
+}
+
 // ClockAhead returns how far the store's clock was ahead of this machine's when it
 // answered last; known is false before that.
 func (s *Store) ClockAhead() (ahead time.Duration, known bool) {

@@ -56,6 +56,7 @@ type Options struct {
 	Copy, PartCopy, BulkDelete, ListUploads Refusal
 	Abort, Delete                           Refusal // for keys that lack permissions
 	Conditions                              Conditions
+	IgnoreSSE                               bool               // what is stored is not encrypted, whatever is asked (versitygw)
 	EqualParts                              bool               // parts but the last must be of one size (Cloudflare R2)
 	Clock                                   time.Duration      // how far the server's clock is ahead
 	Page                                    int                // entries of a page of a listing, 1000

@@ -39,7 +39,8 @@ func (c *call) kept() http.Header {
 	h := http.Header{}
 	for name, values := range c.r.Header {
 		lower := strings.ToLower(name)
-		if lower == "content-type" || strings.HasPrefix(lower, "x-amz-meta-") || strings.HasPrefix(lower, "x-amz-server-side-encryption") {
+		sse := strings.HasPrefix(lower, "x-amz-server-side-encryption") && !c.s.o.IgnoreSSE
+		if sse || lower == "content-type" || strings.HasPrefix(lower, "x-amz-meta-") {
 			h[name] = values
 		}
 	}
