@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -240,5 +241,53 @@ func TestClockAhead(t *testing.T) {
 		if got, known := s.ClockAhead(); !known || (got-ahead).Abs() > 2*time.Second {
 			t.Errorf("the store's clock is %v ahead, found %v", ahead, got)
 		}
+	}
+}
+
+// S3 copies at most 5 GiB in one request: what is bigger goes by parts, which are pinned
+// each, leave nothing out, and are no bigger.
+func TestCopyOver5GiB(t *testing.T) {
+	const size = 13<<30 + 1
+	var mu sync.Mutex
+	ranges := map[int64]int64{} // first to last
+	f := newFake(t, func(_ int, w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		w.Header().Set("Content-Type", "application/xml")
+		switch {
+		case r.Method == http.MethodPost && q.Has("uploads"):
+			fmt.Fprint(w, `<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>`)
+		case r.Method == http.MethodPut && q.Has("uploadId"):
+			var first, last int64
+			if _, err := fmt.Sscanf(r.Header.Get("x-amz-copy-source-range"), "bytes=%d-%d", &first, &last); err != nil {
+				t.Errorf("range %q: %v", r.Header.Get("x-amz-copy-source-range"), err)
+			}
+			if match := r.Header.Get("x-amz-copy-source-if-match"); match != "etag" {
+				t.Errorf("pinned to %q", match)
+			}
+			mu.Lock()
+			ranges[first] = last
+			mu.Unlock()
+			fmt.Fprint(w, `<CopyPartResult><ETag>"part"</ETag></CopyPartResult>`)
+		case r.Method == http.MethodPost && q.Has("uploadId"):
+			fmt.Fprint(w, `<CompleteMultipartUploadResult><Bucket>bucket</Bucket><Key>chromadb/dst</Key><ETag>"whole"</ETag></CompleteMultipartUploadResult>`)
+		default:
+			t.Errorf("%s %s", r.Method, r.URL)
+		}
+	})
+	made, err := f.store().Copy(t.Context(), "dst", objstore.Object{Key: "src", Size: size, ETag: "etag"}, objstore.CopyOptions{})
+	if err != nil || made.Size != size || made.ETag != "whole" {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	next := int64(0)
+	for len(ranges) > 0 {
+		last, ok := ranges[next]
+		if !ok || last-next >= 5<<30 {
+			t.Fatalf("from byte %d on: %v", next, ranges)
+		}
+		delete(ranges, next)
+		next = last + 1
+	}
+	if next != size {
+		t.Errorf("%d of %d bytes were copied", next, int64(size))
 	}
 }
