@@ -157,6 +157,9 @@ func TestSingleWriter(t *testing.T) {
 		t.Errorf("%s\nin the store: %q", r.stderr, server.Keys())
 	}
 	d := s.start(s.answers(s.point), "--single-writer", "--sse", "kms:some-key", s.dir, s.point)
+	if st := s.status(s.point); !st.SingleWriter || len(st.StoreLacks) != 3 {
+		t.Errorf("status %+v", st)
+	}
 	if out := s.must(0, "status", s.point).stdout; !strings.Contains(out, "SINGLE WRITER") || !strings.Contains(out, "bulk delete") {
 		t.Error(out)
 	}
@@ -176,9 +179,6 @@ func TestSingleWriter(t *testing.T) {
 			t.Errorf("a condition that the store ignores was relied on: %+v", r)
 		}
 	}
-	if st := s.status(s.point); !st.SingleWriter || len(st.StoreLacks) != 3 {
-		t.Errorf("status %+v", st)
-	}
 	want := content(t, s.point)
 	d.signal(unix.SIGTERM)
 	if code := d.wait(); code != 0 || !strings.Contains(d.stderr.String(), "SINGLE WRITER") {
@@ -193,7 +193,9 @@ func TestSingleWriter(t *testing.T) {
 	writeFile(t, filepath.Join(s.dir, "offline"), "x")
 	s.must(0, "snapshot", "--single-writer", s.dir)
 	s.must(0, "history", "clear", "--yes", "--single-writer")
-	s.must(exitcode.Store, "history", "clear", "--yes")
+	if out := s.must(exitcode.Store, "doctor").stdout; !strings.Contains(out, "the newest of 1 snapshot") || !strings.Contains(out, "--single-writer") {
+		t.Error(out)
+	}
 	for _, key := range server.Keys() {
 		if strings.Contains(key, ".chromafs") {
 			t.Errorf("left in the store: %s", key)

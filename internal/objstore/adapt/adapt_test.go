@@ -12,13 +12,7 @@ import (
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/adapt"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
-	"github.com/chromafs/chromafs/internal/objstore/storetest"
 )
-
-// A store that lacks nothing, or of which nothing is known, is as it was.
-func TestConformance(t *testing.T) {
-	storetest.Run(t, func(*testing.T) objstore.Store { return adapt.New(memstore.New()) })
-}
 
 // unconditional is a store whose writes ignore conditions.
 type unconditional struct {
