@@ -43,5 +43,7 @@
 //     nothing, deletes nothing and says so.
 //   - F4 A failed snapshot leaves the marks; Run tries again for ever.
 //
-// Not promised: that `current` is one instant (DESIGN §4).
+// Not promised: that `current` is one instant (DESIGN §4); and W1 on a store without
+// conditional writes (package adapt), which Options.Ready lets pass only where a person
+// has said that there is one writer.
 package uploader
