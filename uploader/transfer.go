@@ -182,7 +182,7 @@ func (t *transfer) tolerate(err error, it *item, never *atomic.Bool) error {
 		if never.Swap(true) {
 			return nil // it was said
 		}
-		t.log.Info("the store does not copy this way, sending the bytes", "path", it.rec.Path, "error", err)
+		t.log.Info("cannot copy inside the store, sending the bytes", "path", it.rec.Path, "error", err)
 		return nil
 	case errors.Is(err, objstore.ErrPrecondition), errors.Is(err, objstore.ErrNotFound),
 		errors.Is(err, objstore.ErrRange), errors.Is(err, objstore.ErrRefused):
