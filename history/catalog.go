@@ -8,16 +8,20 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/chromafs/chromafs/internal/objstore"
 )
 
 // Catalog reads and changes what a store holds of chromafs. It keeps no state of
-// its own and is safe for concurrent use.
+// its own but what it has logged, and is safe for concurrent use.
 type Catalog struct {
 	store objstore.Store
 	log   *slog.Logger
 	rand  io.Reader // nonces and writer ids of its own writes
+
+	noUploads atomic.Bool // that uploads cannot be looked for was logged
+	noCopy    atomic.Bool // that "current" is sent, for want of copies, was logged
 }
 
 // NewCatalog returns the catalog of a store. It asks once: a store that is to be

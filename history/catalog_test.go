@@ -26,6 +26,7 @@ func TestHeadOfAnEmptyStore(t *testing.T) {
 	}{
 		{"nothing at all", func() {}, false},
 		{"a lease", func() { w.put(LeaseKey, "{}") }, false},
+		{"what a killed probe left", func() { w.put(objstore.ProbePrefix+"0123/source", "x") }, false},
 		{"a head without a snapshot", func() {
 			etag, err := w.c.SwapHead(t.Context(), w.head, "")
 			if err != nil {
@@ -57,6 +58,7 @@ func TestHeadRefuses(t *testing.T) {
 	}{
 		"foreign object":              {map[string]string{"photos/cat.jpg": "x"}, ErrForeign, exitcode.Store, "photos/cat.jpg"},
 		"current without the rest":    {map[string]string{"chroma.sqlite3": "x", LeaseKey: "{}"}, ErrForeign, exitcode.Store, "chroma.sqlite3"},
+		"like a probe's":              {map[string]string{".chromafs-probes/x": "x"}, ErrForeign, exitcode.Store, ".chromafs-probes/x"},
 		"another's history":           {map[string]string{"history/2024/x": "x"}, ErrForeign, exitcode.Store, "history/2024/x"},
 		"head missing, half snapshot": {map[string]string{"history/" + id + "/x": "x"}, ErrHeadLost, exitcode.Integrity, "none of them is whole"},
 		"head damaged, no history":    {map[string]string{HeadKey: "garbage"}, ErrHeadLost, exitcode.Integrity, "cannot be read"},

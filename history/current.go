@@ -1,8 +1,11 @@
 package history
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -14,9 +17,10 @@ import (
 )
 
 // RefreshCurrent brings "current" from prev to next (prev may be nil): files that
-// changed are copied inside the store, keys that only prev named are deleted, all
-// others are left alone. It is repeated after an error as it is. It acts for the
-// writer of head, and ends with a *FencedError once that has been replaced.
+// changed are copied inside the store (where it does not copy, through this machine),
+// keys that only prev named are deleted, all others are left alone. It is repeated
+// after an error as it is. It acts for the writer of head, and ends with a
+// *FencedError once that has been replaced.
 func (c *Catalog) RefreshCurrent(ctx context.Context, head Head, prev, next *Manifest) error {
 	had := map[string]*tree.Record{}
 	if prev != nil {
@@ -89,8 +93,7 @@ func (c *Catalog) bringCurrent(ctx context.Context, w *watch, had map[string]*tr
 				return err
 			}
 			src := objstore.Object{Key: ObjectKey(next.ID, r.Path), Size: r.Size, ETag: r.ETag}
-			_, err := c.store.Copy(gctx, key, src, objstore.CopyOptions{})
-			return err
+			return c.copyCurrent(gctx, key, src)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -132,6 +135,77 @@ func (w *watch) look(ctx context.Context) error {
 	}
 	w.looked = now
 	return nil
+}
+
+// copyCurrent copies one object of the newest snapshot to where people look for it.
+// A store that does not copy is read and written instead: it costs the wire twice, but
+// "current" is what other tools take for the data, and an old state of it, or a mix of
+// two, is worse than none.
+func (c *Catalog) copyCurrent(ctx context.Context, key string, src objstore.Object) error {
+	_, err := c.store.Copy(ctx, key, src, objstore.CopyOptions{})
+	if err == nil || !errors.Is(err, objstore.ErrUnsupported) && !errors.Is(err, objstore.ErrRefused) {
+		return err
+	}
+	if !c.noCopy.Swap(true) {
+		c.log.Warn("the store does not copy objects: current is read back and sent again", "error", err)
+	}
+	if rerr := c.relay(ctx, key, src); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	return nil
+}
+
+// relay copies an object through this machine, part by part, each pinned.
+func (c *Catalog) relay(ctx context.Context, key string, src objstore.Object) error {
+	part := tree.PartSize(src.Size)
+	if src.Size <= part {
+		data, err := c.readPart(ctx, src, 0, src.Size)
+		if err != nil {
+			return err
+		}
+		_, err = c.store.Put(ctx, key, bytes.NewReader(data), src.Size, objstore.PutOptions{})
+		return err
+	}
+	up, err := c.store.NewUpload(ctx, key)
+	if err != nil {
+		return err
+	}
+	for n, off := 1, int64(0); off < src.Size; n, off = n+1, off+part {
+		size := min(part, src.Size-off)
+		var data []byte
+		if data, err = c.readPart(ctx, src, off, size); err == nil {
+			err = up.PutPart(ctx, n, bytes.NewReader(data), 0, size)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err == nil {
+		_, err = up.Complete(ctx)
+	}
+	if err != nil { // it lies beside the snapshots, where nothing collects it
+		abort, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+		defer cancel()
+		err = errors.Join(err, up.Abort(abort))
+	}
+	return err
+}
+
+// abortTimeout bounds the removal of an upload that failed.
+const abortTimeout = 15 * time.Second
+
+// readPart reads a range of an object, which must still be the one that src says.
+func (c *Catalog) readPart(ctx context.Context, src objstore.Object, off, size int64) ([]byte, error) {
+	body, _, err := c.store.Get(ctx, src.Key, objstore.GetOptions{Offset: off, Length: size, IfMatch: src.ETag})
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	data := make([]byte, size)
+	if _, err := io.ReadFull(body, data); err != nil {
+		return nil, fmt.Errorf("read %s: %w", src.Key, err)
+	}
+	return data, nil
 }
 
 func filesByKey(m *Manifest) map[string]*tree.Record {

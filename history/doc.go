@@ -33,6 +33,7 @@
 // before anything is done with it, and a restore reaches DIR through descriptors
 // only, so nothing outside can be written whatever it says.
 //
-// What it does not keep: "current" is no snapshot (no store can fence a copy), hard
+// What it does not keep: the fence, on a store that does no conditional writes (package
+// adapt looks instead); "current" is no snapshot (no store can fence a copy), hard
 // links come back as separate files, and paths beyond some 900 bytes have no key.
 package history

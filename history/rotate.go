@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/chromafs/chromafs/internal/failpoint"
+	"github.com/chromafs/chromafs/internal/objstore"
 )
 
 // Rotate splits a list, oldest first, into the newest keep ids and the others. The
@@ -19,7 +20,8 @@ func Rotate(ids []ID, keep int) (kept, removed []ID) {
 
 // Remove deletes a snapshot's objects and aborts its unfinished uploads. It refuses
 // an id that the head lists (H3). A branch stops being complete before anything else
-// of it goes. It is idempotent: repeat it after an error.
+// of it goes. It is idempotent: repeat it after an error. Where the store does not let
+// uploads be looked for, that is logged once, and the objects go all the same.
 func (c *Catalog) Remove(ctx context.Context, id ID) error {
 	h, _, err := c.Head(ctx)
 	if err != nil && !errors.Is(err, ErrNoBackup) {
@@ -54,17 +56,31 @@ func (c *Catalog) Remove(ctx context.Context, id ID) error {
 	return nil
 }
 
+// abortUploads aborts the unfinished uploads to a prefix, as far as the store lets
+// this key.
 func (c *Catalog) abortUploads(ctx context.Context, prefix string) error {
 	uploads, err := c.store.Uploads(ctx, prefix)
-	if err != nil {
-		return err
-	}
 	for _, u := range uploads {
-		if err := c.store.AbortUpload(ctx, u); err != nil {
-			return err
+		if err = c.store.AbortUpload(ctx, u); err != nil {
+			break
 		}
 	}
+	if !noLooking(err) {
+		return err
+	}
+	if !c.noUploads.Swap(true) {
+		c.log.Warn("unfinished uploads cannot be looked for or removed, so what a failed snapshot has sent of big files may stay in the store; "+
+			uploadsHint, "error", err)
+	}
 	return nil
+}
+
+const uploadsHint = "grant s3:ListBucketMultipartUploads and s3:AbortMultipartUpload, or let a rule of the bucket abort incomplete uploads"
+
+// noLooking reports whether a store does not let this key see to uploads, and will
+// not tomorrow.
+func noLooking(err error) bool {
+	return errors.Is(err, objstore.ErrRefused) || errors.Is(err, objstore.ErrUnsupported)
 }
 
 // Clear takes all snapshots but the newest off the list, then removes their
@@ -108,6 +124,8 @@ type PruneReport struct {
 	Branches []ID     // complete ones, which fenced writers stored aside; left alone
 	Unknown  []string // names in history/ that are no ids; left alone
 	Uploads  int      // unfinished uploads that were aborted
+	Blind    error    // why uploads could not be looked for or aborted; nil: they could
+	Probes   int      // objects that killed probes left
 }
 
 // Prune removes snapshots that the head does not list, branches that were never
@@ -143,11 +161,34 @@ func (c *Catalog) Prune(ctx context.Context, now time.Time, age time.Duration) (
 			report.Bytes += f.bytes
 		}
 	}
+	if report.Probes, err = c.pruneProbes(ctx, young); err != nil {
+		return report, fmt.Errorf("prune: %w", err)
+	}
 	report.Uploads, err = c.pruneUploads(ctx, young)
+	if noLooking(err) {
+		report.Blind, err = err, nil
+	}
 	if err != nil {
 		return report, fmt.Errorf("prune: %w", err)
 	}
 	return report, nil
+}
+
+// pruneProbes removes what killed probes left.
+func (c *Catalog) pruneProbes(ctx context.Context, young func(time.Time) bool) (int, error) {
+	var keys []string
+	for obj, err := range c.store.List(ctx, objstore.ProbePrefix) {
+		if err != nil {
+			return 0, err
+		}
+		if !young(obj.Modified) {
+			keys = append(keys, obj.Key)
+		}
+	}
+	if len(keys) == 0 {
+		return 0, nil
+	}
+	return len(keys), c.store.Delete(ctx, keys)
 }
 
 func (c *Catalog) pruneUploads(ctx context.Context, young func(time.Time) bool) (aborted int, err error) {

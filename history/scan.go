@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
@@ -16,7 +17,7 @@ import (
 type scan struct {
 	folders map[ID]*folder
 	unknown []string // folders and files directly in history/ that have no id for a name
-	stray   string   // the first key that is neither head nor lease nor in such a folder
+	stray   string   // the first key that is neither head nor lease, nor in such a folder, nor a probe's
 }
 
 // folder is what a listing found of one snapshot.
@@ -39,7 +40,7 @@ func (c *Catalog) scan(ctx context.Context, prefix string) (*scan, error) {
 }
 
 func (s *scan) add(obj objstore.Object) {
-	if obj.Key == HeadKey || obj.Key == LeaseKey {
+	if obj.Key == HeadKey || obj.Key == LeaseKey || strings.HasPrefix(obj.Key, objstore.ProbePrefix) {
 		return
 	}
 	name, _, inFolder := snapshotOf(obj.Key)

@@ -67,5 +67,7 @@
 //   - W2 What that writer holds is stored as a branch, whole, and can be restored.
 //   - F4 A failed snapshot leaves the marks; Run tries again for ever.
 //
-// Not promised: that `current` is one instant (DESIGN §4).
+// Not promised: that `current` is one instant (DESIGN §4); and W1 on a store without
+// conditional writes (package adapt), which Options.Ready lets pass only where a person
+// has said that there is one writer.
 package uploader

@@ -33,6 +33,11 @@ func (u *Uploader) Takeover(ctx context.Context, head history.Head, etag string)
 }
 
 func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string) error {
+	if u.o.Ready != nil {
+		if err := u.o.Ready(ctx); err != nil {
+			return err
+		}
+	}
 	nonce, err := history.NewNonce(u.o.Rand)
 	if err != nil {
 		return err

@@ -303,7 +303,11 @@ func (t *transfer) tolerate(err error, it *item, source objstore.Object, never *
 	case err == nil:
 		return nil
 	case errors.Is(err, objstore.ErrUnsupported):
-		never.Store(true)
+		if never.Swap(true) {
+			return nil // it was said
+		}
+		t.log.Info("cannot copy inside the store, sending the bytes", "path", it.rec.Path, "error", err)
+		return nil
 	case errors.Is(err, objstore.ErrPrecondition), errors.Is(err, objstore.ErrNotFound),
 		errors.Is(err, objstore.ErrRange), errors.Is(err, objstore.ErrRefused):
 	default:

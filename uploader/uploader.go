@@ -18,10 +18,13 @@ import (
 
 // Options are what New needs. Those without a default must be given.
 type Options struct {
-	Cut          func(ctx context.Context) (View, error)
-	Queue        Queue
-	Catalog      *history.Catalog
-	Check        CheckFunc        // nil: what a view holds is not checked
+	Cut     func(ctx context.Context) (View, error)
+	Queue   Queue
+	Catalog *history.Catalog
+	Check   CheckFunc // nil: what a view holds is not checked
+	// Ready is asked before each takeover, and so before anything is written to the
+	// store: whether what the uploader relies on is there. nil: it is.
+	Ready        func(ctx context.Context) error
 	Interval     time.Duration    // between the cuts that Run takes; default 1 h
 	Settle       time.Duration    // how long Run waits for a moment without a write; at most a tenth of Interval counts
 	Keep         int              // how many snapshots are listed (H2)

@@ -32,6 +32,7 @@ type workshop struct {
 	env     *env
 	local   *local
 	catalog *history.Catalog
+	known   *knowledge // of the store
 }
 
 // withLocal opens DIR and the store for f, and closes DIR again. name is what
@@ -40,7 +41,7 @@ func withLocal(ctx context.Context, e *env, path, name string, store *storeOptio
 	if err := store.apartFrom(path); err != nil {
 		return err
 	}
-	catalog, err := store.open(e, retry.Patient)
+	catalog, known, err := store.openToWrite(e, nil, retry.Patient)
 	if err != nil {
 		return err
 	}
@@ -48,7 +49,8 @@ func withLocal(ctx context.Context, e *env, path, name string, store *storeOptio
 	if err != nil {
 		return err
 	}
-	err = f(workshop{e, l, catalog})
+	known.state = l.dir.State()
+	err = f(workshop{e, l, catalog, known})
 	l.noteSpace(err)
 	return errors.Join(err, l.close())
 }
@@ -82,7 +84,7 @@ func (w workshop) snapshot(ctx context.Context, o uploadOptions, r localOptions,
 	var none uploader.Result
 	view := &lateView{dir: w}
 	o.interval = commandInterval
-	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil, nil)
+	up, err := newUploader(w.env, w.local, w.catalog, w.known, o, view.cut, nil, nil)
 	if err != nil {
 		return reconcile.Result{}, none, err
 	}
@@ -136,7 +138,7 @@ func (w workshop) publish(ctx context.Context, up *uploader.Uploader, late *late
 func (w workshop) branch(ctx context.Context, o uploadOptions) (id history.ID, err error) {
 	view := &lateView{dir: w}
 	o.interval = commandInterval
-	up, err := newUploader(w.env, w.local, w.catalog, o, view.cut, nil, nil)
+	up, err := newUploader(w.env, w.local, w.catalog, w.known, o, view.cut, nil, nil)
 	if err != nil {
 		return "", err
 	}
@@ -217,7 +219,7 @@ func printRestored(e *env, w workshop, r reconcile.Result) error {
 
 // reconcileMount brings DIR up to date for a mount and takes the store over.
 func (s *session) reconcile(ctx context.Context) error {
-	w := workshop{s.env, s.local, s.catalog}
+	w := workshop{s.env, s.local, s.catalog, s.known}
 	env := w.reconciling(s.options.local, s.options.upload)
 	s.handover.join(&env)
 	var err error

@@ -36,7 +36,7 @@ func commands() []command {
 	return []command{
 		mountCommand(), snapshotCommand(), restoreCommand(), syncCommand(),
 		historyListCommand(), historyClearCommand(), historyPruneCommand(), historyVerifyCommand(), historyAdoptCommand(),
-		statusCommand(), unmountCommand(), versionCommand(),
+		statusCommand(), doctorCommand(), unmountCommand(), versionCommand(),
 	}
 }
 

@@ -44,6 +44,7 @@ type scene struct {
 	t              *testing.T
 	dir, point     string
 	store, program string
+	environ        []string // beside the test's own; the last one counts
 }
 
 func newScene(t *testing.T) *scene {
@@ -90,6 +91,7 @@ func (s *scene) command(args ...string) *exec.Cmd {
 		}
 	}
 	cmd.Env = append(cmd.Env, "CHROMAFS_STORE=file://"+s.store, "GORACE=exitcode=66")
+	cmd.Env = append(cmd.Env, s.environ...)
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }

@@ -51,6 +51,8 @@ func (h handler) Status(context.Context) (control.Status, error) {
 	st.Mounted, st.Mountpoint, st.PID, st.Version = true, s.place.mountpoint, os.Getpid(), version()
 	st.Writeback, st.FreeBytes = info.Writeback, free
 	st.Store, st.Offline = s.catalog.Store().String(), s.origin.Offline && up.Last == nil
+	lacks, _ := s.known.adapted.Lacks()
+	st.SingleWriter, st.StoreLacks = lacks.Conditions() != "", describeLacks(s.known.adapted)
 	if up.Last != nil && string(up.Last.ID) != "" {
 		st.Last = &control.LastSnapshot{ID: string(up.Last.ID), Created: up.Last.Created, Files: up.Last.Files,
 			Bytes: up.Last.Bytes, Consistency: up.Last.Consistency}

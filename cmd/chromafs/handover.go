@@ -60,6 +60,9 @@ func newHandover(s *session) *handover {
 // join makes a reconciliation ask before it takes over.
 func (h *handover) join(e *reconcile.Env) {
 	e.HandOver = func(ctx context.Context, head history.Head) (bool, error) {
+		if err := h.session.known.ready(ctx); err != nil {
+			return false, nil // the takeover will say so, and knows what to do about it
+		}
 		return h.waiter.Wait(ctx, head.Writer, head.Epoch)
 	}
 	e.Takeover = func(ctx context.Context, head history.Head, etag string) (history.Head, error) {

@@ -17,6 +17,7 @@ type historyAdoptOptions struct {
 
 func (o *historyAdoptOptions) AddFlags(flags *pflag.FlagSet) {
 	o.store.AddFlags(flags)
+	o.store.AddWriteFlags(flags)
 	o.log.AddFlags(flags)
 }
 
@@ -45,8 +46,11 @@ func runHistoryAdopt(ctx context.Context, e *env, o historyAdoptOptions, args ar
 	if err != nil {
 		return usage(err.Error(), "history adopt wants the whole id of a snapshot, a folder's name below history/ in the store")
 	}
-	catalog, err := o.store.open(e, retry.Brief)
+	catalog, known, err := o.store.openToWrite(e, nil, retry.Brief)
 	if err != nil {
+		return err
+	}
+	if err := known.ready(ctx); err != nil {
 		return err
 	}
 	head, err := catalog.Adopt(ctx, id)

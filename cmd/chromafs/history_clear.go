@@ -21,6 +21,7 @@ type historyClearOptions struct {
 
 func (o *historyClearOptions) AddFlags(flags *pflag.FlagSet) {
 	o.store.AddFlags(flags)
+	o.store.AddWriteFlags(flags)
 	flags.BoolVar(&o.yes, "yes", false, "do not ask")
 	o.log.AddFlags(flags)
 }
@@ -45,7 +46,7 @@ func runHistoryClear(ctx context.Context, e *env, o historyClearOptions, args ar
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	catalog, err := o.store.open(e, retry.Brief)
+	catalog, known, err := o.store.openToWrite(e, nil, retry.Brief)
 	if err != nil {
 		return err
 	}
@@ -54,6 +55,9 @@ func runHistoryClear(ctx context.Context, e *env, o historyClearOptions, args ar
 		if err := confirm(e, question); err != nil {
 			return err
 		}
+	}
+	if err := known.ready(ctx); err != nil {
+		return err
 	}
 	removed, err := catalog.Clear(ctx)
 	if err != nil {

@@ -58,6 +58,13 @@ func runHistoryPrune(ctx context.Context, e *env, o historyPruneOptions, args ar
 	e.log.Info("history pruned", keyStore, catalog.Store().String(), keyRemoved, len(r.Removed), keyBytes, r.Bytes)
 	fmt.Fprintf(e.stdout, "Removed %s (%s) and %s from %s.\n",
 		count(len(r.Removed), "unpublished snapshot"), size(r.Bytes), count(r.Uploads, "unfinished upload"), catalog.Store())
+	if r.Probes > 0 {
+		fmt.Fprintf(e.stdout, "Removed %s that a killed chromafs had tried the store with.\n", count(r.Probes, "object"))
+	}
+	if r.Blind != nil {
+		fmt.Fprintf(e.stdout, "Unfinished uploads cannot be looked for, or removed: %v\n"+
+			"  Grant s3:ListBucketMultipartUploads and s3:AbortMultipartUpload, or let a rule of the bucket abort incomplete uploads.\n", r.Blind)
+	}
 	if n := len(r.Spared); n > 0 {
 		fmt.Fprintf(e.stdout, "Left alone, being younger than %s: %s.\n", age(history.DefaultPruneAge), count(n, "unpublished snapshot"))
 	}

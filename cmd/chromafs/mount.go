@@ -35,6 +35,7 @@ type mountOptions struct {
 
 func (o *mountOptions) AddFlags(flags *pflag.FlagSet) {
 	o.store.AddFlags(flags)
+	o.store.AddWriteFlags(flags)
 	o.upload.AddFlags(flags)
 	flags.DurationVar(&o.upload.interval, "interval", time.Hour, "take a snapshot this long after the last one, if anything changed")
 	flags.DurationVar(&o.upload.settle, "settle", 30*time.Second, "once one is due, wait for a moment this long without a write; at most a tenth of the interval")

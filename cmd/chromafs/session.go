@@ -35,6 +35,7 @@ type session struct {
 	ready   *readiness
 
 	catalog  *history.Catalog
+	known    *knowledge // of the store
 	uploader *uploader.Uploader
 	handover *handover        // nil until the store is known
 	origin   reconcile.Result // how DIR was brought up to date
@@ -77,11 +78,11 @@ func (s *session) start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if s.catalog, err = s.options.store.open(s.env, retry.Patient); err != nil {
+	if s.catalog, s.known, err = s.options.store.openToWrite(s.env, s.local.dir.State(), retry.Patient); err != nil {
 		return err
 	}
 	s.handover = newHandover(s)
-	s.uploader, err = newUploader(s.env, s.local, s.catalog, s.options.upload, s.cut, s.lastMutation, s.handover.tookOver)
+	s.uploader, err = newUploader(s.env, s.local, s.catalog, s.known, s.options.upload, s.cut, s.lastMutation, s.handover.tookOver)
 	if err != nil {
 		return err
 	}
@@ -122,10 +123,10 @@ func (s *session) start(ctx context.Context) error {
 }
 
 // newUploader wires an uploader for a DIR that this process holds.
-func newUploader(e *env, l *local, c *history.Catalog, o uploadOptions,
+func newUploader(e *env, l *local, c *history.Catalog, k *knowledge, o uploadOptions,
 	cut func(context.Context) (uploader.View, error), lastMutation func() time.Time, tookOver func(history.Head)) (*uploader.Uploader, error) {
 	return uploader.New(uploader.Options{
-		Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log),
+		Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log), Ready: k.ready,
 		Interval: o.interval, Settle: o.settle, Keep: o.keep, LastMutation: lastMutation,
 		Now: e.now, Rand: rand.Reader, Log: e.log, TookOver: tookOver,
 	})

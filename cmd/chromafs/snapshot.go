@@ -23,6 +23,7 @@ type snapshotOptions struct {
 func (o *snapshotOptions) AddFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.json, "json", false, "print a JSON object")
 	o.store.AddFlags(flags)
+	o.store.AddWriteFlags(flags)
 	o.upload.AddFlags(flags)
 	o.log.AddFlags(flags)
 }

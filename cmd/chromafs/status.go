@@ -154,6 +154,12 @@ func printStatus(e *env, st control.Status) error {
 	if st.Mounted {
 		line("mount", "%s (pid %d, %s%s)", st.Mountpoint, st.PID, st.Version, suffix(!st.Writeback, ", without write caching"))
 		line("store", "%s%s", st.Store, suffix(st.Offline, " (not reached yet)"))
+		if st.SingleWriter {
+			line("SINGLE WRITER", "the store does no conditional writes: nothing keeps a second mount from publishing over this one")
+		}
+		for _, lacking := range st.StoreLacks {
+			line("store lacks", "%s", lacking)
+		}
 	} else if st.Lineage == "" && !st.Dirty && st.UnfinishedRestore == "" {
 		line("mount", "not mounted, and nothing of chromafs is known here: if this was a MOUNTPOINT, ask for its DIR")
 		return w.Flush()

@@ -17,6 +17,7 @@ type syncOptions struct {
 
 func (o *syncOptions) AddFlags(flags *pflag.FlagSet) {
 	o.store.AddFlags(flags)
+	o.store.AddWriteFlags(flags)
 	o.upload.AddFlags(flags)
 	o.local.AddFlags(flags)
 	flags.BoolVar(&o.local.preferLocal, "prefer-local", false, "where it is not known which side is newer, keep the local copy and not the store's")

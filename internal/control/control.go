@@ -57,8 +57,12 @@ type Status struct {
 	Version    string `json:"version,omitempty"`
 	Writeback  bool   `json:"writeback"`
 
-	Store    string `json:"store,omitempty"`
-	Offline  bool   `json:"offline"` // started with --offline, the store not seen yet
+	Store   string `json:"store,omitempty"`
+	Offline bool   `json:"offline"` // started with --offline, the store not seen yet
+	// SingleWriter: the store does no conditional writes, and --single-writer was given.
+	SingleWriter bool     `json:"single_writer"`
+	StoreLacks   []string `json:"store_lacks,omitempty"` // and what follows
+
 	Lineage  string `json:"lineage,omitempty"`
 	Sequence uint64 `json:"sequence"`
 

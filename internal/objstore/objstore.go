@@ -111,7 +111,8 @@ type Resumer interface {
 	// ResumeUpload returns an unfinished upload with the parts that it is known to
 	// hold; others that it may hold do not count. It asks the store nothing: that the
 	// upload is gone shows later, as ErrNoUpload. A Complete that an earlier process
-	// was not answered to succeeds, given the same parts.
+	// was not answered to succeeds, given the same parts, where ETags follow from
+	// content; else the upload counts as gone.
 	ResumeUpload(ctx context.Context, u PendingUpload, parts []UploadPart) (Upload, error)
 }
 

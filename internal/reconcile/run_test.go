@@ -246,10 +246,12 @@ func TestChangedBehindTheJournalsBack(t *testing.T) {
 func TestPublishedAndNotAcknowledged(t *testing.T) {
 	a, _ := pair(t)
 	a.write("chroma.sqlite3", "three")
-	dead := false
+	var dead atomic.Bool // files are stored at the same time
 	a.store.Fail = func(op memstore.Op) error {
-		dead = dead || op.Kind == "put" && op.Key == history.HeadKey && op.After
-		if dead {
+		if op.Kind == "put" && op.Key == history.HeadKey && op.After {
+			dead.Store(true)
+		}
+		if dead.Load() {
 			return errors.New("killed")
 		}
 		return nil

@@ -3,6 +3,7 @@
 package open
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,7 @@ const DefaultPrefix = "chromadb"
 // Options are what a URL does not say.
 type Options struct {
 	Endpoint, Region string       // s3:// only; see package s3
+	SSE              string       // s3:// only: see s3.ParseSSE
 	Policy           retry.Policy // how patiently requests are repeated; zero: each is made once
 	Log              *slog.Logger
 }
@@ -124,22 +126,42 @@ func parseFile(text, rest string, fail failure) (Location, error) {
 }
 
 // Open returns the store that a URL names. It asks the store nothing yet.
+// Requests are repeated as its Policy says.
 func Open(text string, o Options) (objstore.Store, error) {
+	repeater := retry.New(retry.Options{Policy: o.Policy, Log: o.Log})
+	s, err := bare(text, o, repeater.Do)
+	if err != nil {
+		return nil, err
+	}
+	return repeater.Over(s), nil
+}
+
+// Bare returns the adapter itself for a URL, with nothing between it and the store:
+// for who wants to see what the store answers (package probe).
+func Bare(text string, o Options) (objstore.Store, error) { return bare(text, o, nil) }
+
+func bare(text string, o Options, repeat func(context.Context, string, func() error) error) (objstore.Store, error) {
 	at, err := ParseURL(text)
 	if err != nil {
 		return nil, err
 	}
-	repeater := retry.New(retry.Options{Policy: o.Policy, Log: o.Log})
-	if at.Scheme == "file" {
+	sse, err := s3.ParseSSE(o.SSE)
+	switch {
+	case err != nil:
+		return nil, usage("--sse", o.SSE, "no such encryption", "none, s3, kms (the account's own key) or kms:KEY")
+	case at.Scheme == "file" && sse != (s3.SSE{}):
+		return nil, usage("--sse", o.SSE, "a folder is encrypted by its file system only", "leave it out")
+	case at.Scheme == "file":
 		s, err := file.New(at.Dir)
 		if err != nil {
 			return nil, usage("--store", text, err.Error(), "")
 		}
-		return repeater.Over(s), nil
+		return s, nil
 	}
-	s, err := s3.New(s3.Options{Bucket: at.Bucket, Prefix: at.Prefix, Endpoint: o.Endpoint, Region: o.Region, Log: o.Log, Repeat: repeater.Do})
+	s, err := s3.New(s3.Options{Bucket: at.Bucket, Prefix: at.Prefix, Endpoint: o.Endpoint, Region: o.Region, SSE: sse, Log: o.Log,
+		Repeat: repeat})
 	if err != nil {
 		return nil, exitcode.New(exitcode.Usage, fmt.Errorf("--store %s, --s3-endpoint: %w", text, err), "")
 	}
-	return repeater.Over(s), nil
+	return s, nil
 }

@@ -35,6 +35,15 @@ func (s *Store) Delete(ctx context.Context, keys []string) error {
 	return nil
 }
 
+// NoBulkDelete returns why the server does not delete many keys in one request, which
+// it was found not to do; nil where it does, or was not asked yet.
+func (s *Store) NoBulkDelete() error {
+	if why := s.noBulk.Load(); why != nil {
+		return *why
+	}
+	return nil
+}
+
 // deleteBatch deletes up to 1000 names in one request, and those for which that was
 // not answered, one by one.
 func (s *Store) deleteBatch(ctx context.Context, names []string) error {
@@ -45,7 +54,7 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) error {
 	for _, name := range names {
 		rest[name] = true
 	}
-	if !s.noBulk.Load() {
+	if s.noBulk.Load() == nil && len(names) > 1 {
 		objects := make(chan minio.ObjectInfo, len(names))
 		for _, name := range names {
 			objects <- minio.ObjectInfo{Key: name}
@@ -57,8 +66,8 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) error {
 			switch {
 			case result.Err == nil || kind == objstore.ErrNotFound:
 				delete(rest, result.ObjectName)
-			case kind == objstore.ErrUnsupported:
-				if !s.noBulk.Swap(true) {
+			case lacking(result.Err) || kind == objstore.ErrUnsupported:
+				if err := result.Err; s.noBulk.Swap(&err) == nil {
 					s.log.Info("the store deletes objects one by one only", "store", s.String(), "err", result.Err)
 				}
 			case failed == nil:

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,6 +34,7 @@ type guard struct {
 	next   http.RoundTripper
 	bucket string
 	now    func() time.Time
+	ahead  atomic.Pointer[time.Duration] // how far the server's clock was ahead at its last answer
 }
 
 // answer is what the guard reads of any answer in XML.
@@ -58,6 +60,7 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.compareClocks(resp)
 	// The body alone says what an error is.
 	resp.Header.Del("x-minio-error-code")
 	resp.Header.Del("x-minio-error-desc")
@@ -68,6 +71,19 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return g.failure(req, resp)
 	}
 	return g.success(req, resp)
+}
+
+// compareClocks notes what the Date of an answer says, which is of whole seconds.
+func (g *guard) compareClocks(resp *http.Response) {
+	date, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return
+	}
+	if ahead := date.Sub(g.now()); ahead < -time.Second || ahead > time.Second {
+		g.ahead.Store(&ahead)
+	} else {
+		g.ahead.Store(new(time.Duration))
+	}
 }
 
 // fenced is the body of one try. An answer may come while net/http still sends, and
@@ -319,7 +335,7 @@ func (g *guard) foreign(req *http.Request, resp *http.Response, body []byte, why
 	if text := excerpt(redact(req, body)); text != "" {
 		msg += fmt.Sprintf(", %s: %q", resp.Header.Get("Content-Type"), text)
 	}
-	if resp.StatusCode < 300 || resp.StatusCode >= 500 {
+	if resp.StatusCode < 300 || resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented {
 		resp.StatusCode = http.StatusBadRequest
 	}
 	resp.Status = http.StatusText(resp.StatusCode)

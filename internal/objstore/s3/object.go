@@ -58,6 +58,7 @@ func (s *Store) get(ctx context.Context, key string, o objstore.GetOptions) (_ i
 	if err != nil {
 		return nil, found, err
 	}
+	s.clear.Store(s.o.SSE != (SSE{}) && header.Get("x-amz-server-side-encryption") == "")
 	found = objstore.Object{Key: key, Size: info.Size, ETag: info.ETag, Modified: info.LastModified}
 	err = checkAnswer(&found, info.Size, header, o)
 	if err != nil {
@@ -183,7 +184,7 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 	}
 	// Unsigned chunks: the sums guard the body, and a signature per chunk is what
 	// fewer servers understand.
-	opts := minio.PutObjectOptions{ContentType: o.ContentType, DisableContentSha256: true}
+	opts := minio.PutObjectOptions{ContentType: o.ContentType, DisableContentSha256: true, ServerSideEncryption: s.o.SSE.header()}
 	switch {
 	case o.IfAbsent:
 		opts.SetMatchETagExcept("*")
@@ -197,8 +198,8 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 	return objstore.Object{Key: key, Size: size, ETag: info.ETag}, nil
 }
 
-// joinedETag returns the ETag that S3 gives to parts with these ETags: the MD5 of their
-// MD5s, and their number; "" where they are no MD5s.
+// joinedETag returns the ETag that S3 gives to parts with these ETags, where no KMS key
+// is used: the MD5 of their MD5s, and their number; "" where they are no MD5s.
 func joinedETag(etags []string) string {
 	all := md5.New()
 	for _, etag := range etags {

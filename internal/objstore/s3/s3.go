@@ -12,13 +12,15 @@
 //   - O2: conditions go on single PUTs only; on an upload in parts minio-go would
 //     drop them. A lost answer shows as ErrPrecondition (package objstore).
 //   - O3: copies carry x-amz-copy-source-if-match, each part of one too. Big ones go
-//     by parts, so that one request never takes long.
+//     by parts, so that one request never takes long, where the server copies parts.
 //   - O5: bodies are counted. A connection on which nothing moves is given up after
 //     Timeouts.Idle, in either direction.
 //
 // Each operation asks once; package retry repeats it. Only the parts of a copy that
 // goes by parts are repeated here, by Options.Repeat. What an overloaded server says
 // of when to come back is in the error (objstore.Error.RetryAfter).
+//
+// No ETag is taken for a checksum: under a KMS key it is none.
 //
 // Credentials come from the environment (AWS_*, MINIO_*), the shared files of AWS, or
 // the role of the machine or container, and appear in no error and no log.
@@ -64,6 +66,7 @@ type Options struct {
 	// CopyLimit is the size above which a copy goes by parts of CopyPart bytes: 1 GiB
 	// and 256 MiB, far below the 5 GiB that S3 allows.
 	CopyLimit, CopyPart int64
+	SSE                 SSE // of all that is written
 }
 
 // Timeouts bound the waiting on one connection. They must leave a server time to
@@ -76,11 +79,14 @@ type Timeouts struct {
 
 // Store is a prefix in a bucket. It is safe for concurrent use.
 type Store struct {
-	core   *minio.Core
-	o      Options
-	log    *slog.Logger
-	noBulk atomic.Bool // the server cannot delete many keys in one request
-	plain  bool        // plain HTTP: sign the SHA-256 of bodies
+	core    *minio.Core
+	guard   *guard
+	o       Options
+	log     *slog.Logger
+	noBulk  atomic.Pointer[error] // why the server cannot delete many keys in one request; nil: it can, or was not asked
+	noParts atomic.Bool           // the server copied whole what it did not copy by parts
+	clear   atomic.Bool           // the object that was read last is not encrypted, though SSE asks for it
+	plain   bool                  // plain HTTP: sign the SHA-256 of bodies
 }
 
 var _ objstore.Store = (*Store)(nil)
@@ -115,17 +121,18 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	g := &guard{next: transport, bucket: o.Bucket, now: time.Now}
 	core, err := minio.NewCore(host, &minio.Options{
 		Creds:      credentials.NewChainCredentials(providers(os.Getenv)),
 		Secure:     secure,
 		Region:     o.Region,
-		Transport:  &guard{next: transport, bucket: o.Bucket, now: time.Now},
+		Transport:  g,
 		MaxRetries: 1, // there is one policy, and it is not minio-go's
 	})
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %q: %w", host, err)
 	}
-	return &Store{core: core, o: o, log: o.Log, plain: !secure}, nil
+	return &Store{core: core, guard: g, o: o, log: o.Log, plain: !secure}, nil
 }
 
 // parseEndpoint splits an endpoint into host and whether to use TLS.

@@ -2,6 +2,7 @@ package s3
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -38,6 +39,20 @@ func copyError(err error) error {
 	return err
 }
 
+// lacking reports whether an answer is that of a server, or of a front end before it,
+// that lacks what was asked: worth another way.
+func lacking(err error) bool {
+	var resp minio.ErrorResponse
+	if !errors.As(err, &resp) {
+		return false
+	}
+	switch resp.StatusCode {
+	case http.StatusNotImplemented, http.StatusMethodNotAllowed, http.StatusLengthRequired, http.StatusForbidden:
+		return true
+	}
+	return resp.Code == "MissingContentLength"
+}
+
 func (s *Store) copy(ctx context.Context, dst string, src objstore.Object) (none objstore.Object, err error) {
 	to, err := s.name(dst)
 	if err != nil {
@@ -50,12 +65,25 @@ func (s *Store) copy(ctx context.Context, dst string, src objstore.Object) (none
 	if src.ETag == "" {
 		return none, &callerError{fmt.Errorf("the source %s has no ETag to pin the copy to", src.Key)}
 	}
-	if src.Size > s.o.CopyLimit {
-		return s.copyParts(ctx, dst, src)
+	var byParts error
+	if src.Size > s.o.CopyLimit && !s.noParts.Load() {
+		made, err := s.copyParts(ctx, dst, src)
+		if err == nil || !lacking(err) {
+			return made, err
+		}
+		byParts = err // some that copy no parts copy objects of any size
 	}
-	info, err := s.core.CopyObject(ctx, s.o.Bucket, from, s.o.Bucket, to, pinned(src), minio.CopySrcOptions{}, minio.PutObjectOptions{})
+	headers := pinned(src)
+	s.o.SSE.add(headers)
+	info, err := s.core.CopyObject(ctx, s.o.Bucket, from, s.o.Bucket, to, headers, minio.CopySrcOptions{}, minio.PutObjectOptions{})
 	if err != nil {
+		if byParts != nil {
+			err = fmt.Errorf("%w; and whole: %w", byParts, err)
+		}
 		return none, err
+	}
+	if byParts != nil && !s.noParts.Swap(true) {
+		s.log.Info("the store copies objects whole only", "store", s.String(), "err", byParts)
 	}
 	return objstore.Object{Key: dst, Size: src.Size, ETag: info.ETag, Modified: info.LastModified}, nil
 }
@@ -103,10 +131,14 @@ func (s *Store) copyParts(ctx context.Context, dst string, src objstore.Object) 
 	return made, err
 }
 
+// nonceName is the metadata of an object made of parts that says which upload made it.
+const nonceName = "Chromafs-Upload"
+
 // upload is a multipart upload.
 type upload struct {
 	s             *Store
 	key, full, id string
+	nonce         string // in the object's metadata; "" for an upload of another process
 
 	mu    sync.Mutex // guards what follows; no request under it
 	etags map[int]string
@@ -129,11 +161,14 @@ func (s *Store) newUpload(ctx context.Context, key string) (*upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.core.NewMultipartUpload(ctx, s.o.Bucket, full, minio.PutObjectOptions{})
+	nonce := rand.Text()
+	id, err := s.core.NewMultipartUpload(ctx, s.o.Bucket, full, minio.PutObjectOptions{
+		ServerSideEncryption: s.o.SSE.header(), UserMetadata: map[string]string{nonceName: nonce},
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &upload{s: s, key: key, full: full, id: id, etags: map[int]string{}, sizes: map[int]int64{}}, nil
+	return &upload{s: s, key: key, full: full, id: id, nonce: nonce, etags: map[int]string{}, sizes: map[int]int64{}}, nil
 }
 
 // ResumeUpload implements objstore.Resumer.
@@ -200,7 +235,11 @@ func (u *upload) copyPart(ctx context.Context, n int, src objstore.Object, off, 
 	case off < 0 || size < 1 || off+size > src.Size:
 		return fmt.Errorf("%w: [%d, %d) of %d bytes", objstore.ErrRange, off, off+size, src.Size)
 	}
-	part, err := u.s.core.CopyObjectPart(ctx, u.s.o.Bucket, from, u.s.o.Bucket, u.full, u.id, n, off, size, pinned(src))
+	length := size
+	if size == src.Size {
+		length = -1 // no range: AWS takes none of a source up to 5 MiB
+	}
+	part, err := u.s.core.CopyObjectPart(ctx, u.s.o.Bucket, from, u.s.o.Bucket, u.full, u.id, n, off, length, pinned(src))
 	if hasCode(err, minio.InvalidArgument) || hasCode(err, "InvalidRange") {
 		// The range lies within the source as the caller knows it. Servers compare it
 		// with the source as it is now before they compare ETags.
@@ -269,21 +308,22 @@ func (u *upload) parts() (parts []minio.CompletePart, etags []string, size int64
 }
 
 // lostAnswer decides what it means that an upload is gone when it is completed: an
-// earlier try did it and its answer was lost, if the object is the one that these
-// parts make; else another ended the upload.
-func (u *upload) lostAnswer(ctx context.Context, want string, size int64, cause error) (objstore.Object, error) {
-	if want == "" {
-		return objstore.Object{}, cause
-	}
-	body, found, err := u.s.get(ctx, u.key, objstore.GetOptions{Length: 1, IfMatch: want})
+// earlier try did it and its answer was lost, if the object has this upload's nonce;
+// else another ended the upload. ETags would not tell: under a KMS key they follow
+// from nothing. Only an upload of another process, whose nonce is not known, has
+// nothing else: joined, the ETag that its parts make, "" for none.
+func (u *upload) lostAnswer(ctx context.Context, joined string, size int64, cause error) (objstore.Object, error) {
+	body, info, _, err := u.s.core.GetObject(ctx, u.s.o.Bucket, u.full, minio.GetObjectOptions{})
 	if err != nil {
 		return objstore.Object{}, cause
 	}
 	body.Close()
-	if found.Size != size {
+	ours := u.nonce != "" && info.UserMetadata[nonceName] == u.nonce ||
+		u.nonce == "" && joined != "" && strings.Trim(info.ETag, `"`) == joined
+	if !ours || info.Size != size {
 		return objstore.Object{}, cause
 	}
-	return found, nil
+	return objstore.Object{Key: u.key, Size: size, ETag: info.ETag, Modified: info.LastModified}, nil
 }
 
 // Abort implements objstore.Upload.

