@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/memstore"
@@ -279,7 +280,7 @@ func TestFailedAttemptsAreBounded(t *testing.T) {
 	for i := range 8 {
 		w.write(fmt.Sprintf("more%d", i), fmt.Appendf(nil, "more %d", i))
 		w.failOn("put", "manifest.json")
-		if n := len(w.j.State().Pending); n > maxLeft+1 {
+		if n := len(w.j.State().Pending); n > 4 {
 			t.Fatalf("after %d failed attempts %d are left", i+1, n)
 		}
 	}
@@ -290,6 +291,76 @@ func TestFailedAttemptsAreBounded(t *testing.T) {
 		t.Errorf("%d bytes sent", r.BytesUploaded)
 	}
 	w.checkTidy()
+}
+
+// Nor where each of them has something that no other one has.
+func TestFailedAttemptsOfUseAreBounded(t *testing.T) {
+	w, _ := resumeWorld(t)
+	w.failOn("put", "manifest.json")
+	for i := range 6 {
+		name := fmt.Sprintf("0new%d", 9-i) // it comes first, so that it is sent while the copies wait
+		w.write(name, fmt.Appendf(nil, "new %d", i))
+		sent := make(chan struct{})
+		w.store.Fail = func(op memstore.Op) error {
+			switch {
+			case op.Kind == "put" && strings.HasSuffix(op.Key, name) && op.After:
+				close(sent)
+			case op.Kind == "copy" && strings.HasPrefix(op.Key, "history/") && !op.After:
+				select {
+				case <-sent:
+				case <-time.After(20 * time.Second):
+					t.Error("the new file is not sent")
+				}
+				return errInjected
+			}
+			return nil
+		}
+		if _, err := w.u.Snapshot(t.Context()); !errors.Is(err, errInjected) {
+			t.Fatal(err)
+		}
+		w.store.Fail = nil
+		if n := len(w.j.State().Pending); n > 4 {
+			t.Fatalf("after %d failed attempts %d are left", i+2, n)
+		}
+	}
+	if r := w.snapshot(); r.BytesUploaded > 6*int64(len("new 0")) { // the most useful one was kept
+		t.Errorf("%d bytes sent", r.BytesUploaded)
+	}
+	if got := w.published(); !maps.Equal(got, contents(w.files)) {
+		t.Error("the snapshot is not what is there")
+	}
+	w.checkTidy()
+}
+
+// A part that was being replaced when the attempt died is not believed, and costs
+// itself alone.
+func TestPartThatWasBeingReplaced(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		w, _ := resumeWorld(t)
+		w.failOn("complete", "big")
+		w.write("big", slabs("1", "changed"))
+		w.store.Fail = func(op memstore.Op) error {
+			if op.Kind == "put-part" && op.After == after {
+				return errInjected
+			}
+			return nil
+		}
+		if _, err := w.u.Snapshot(t.Context()); !errors.Is(err, errInjected) {
+			t.Fatal(err)
+		}
+		w.store.Fail = nil
+		w.close()
+		w.open().takeover()
+		w.write("big", slabs("1", "2")) // as the first attempt had it
+		if r := w.snapshot(); r.BytesUploaded != 1000 {
+			t.Errorf("after=%v: %d bytes sent", after, r.BytesUploaded)
+		}
+		if got := w.published(); !maps.Equal(got, contents(w.files)) {
+			t.Error("the snapshot is not what is there")
+		}
+		w.checkTidy()
+		w.close()
+	}
 }
 
 // S2: what a view delivered that is not what was hashed is not gone on with.
