@@ -27,10 +27,13 @@ type transfer struct {
 	sent   atomic.Int64 // bytes of bodies that arrived
 	noCopy atomic.Bool  // the store said that it cannot copy
 	noPart atomic.Bool  // nor copy parts
+	spare  chan []byte  // buffers that nobody uses now
 }
 
 // run stores every file.
 func (t *transfer) run(ctx context.Context) error {
+	t.spare = make(chan []byte, cap(t.slots))
+	defer t.drop()
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(cap(t.slots))
 	for i := range t.items {
@@ -63,11 +66,7 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 			return err
 		}
 	}
-	if it.trusted || len(it.rec.Parts) <= 1 && it.kept != nil {
-		if err := t.distrust(ctx, it); err != nil {
-			return err
-		}
-	}
+	it.settling()
 	f, err := t.view.Open(it.rec.Path)
 	if err != nil {
 		return err
@@ -75,7 +74,7 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 	defer f.Close()
 	var object objstore.Object
 	if len(it.rec.Parts) <= 1 {
-		object, err = t.put(ctx, key, f, it.rec.Size)
+		object, err = t.put(ctx, key, f, it)
 	} else {
 		object, err = t.multipart(ctx, key, f, it)
 	}
@@ -83,37 +82,30 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 	return err
 }
 
-// distrust reads a file all the same: what is sent is what the manifest says,
-// whatever journal and view thought.
-func (t *transfer) distrust(ctx context.Context, it *item) error {
-	known := it.rec.Parts
-	it.touched, it.trusted = nil, false
-	if err := t.hash(ctx, it); err != nil {
+// settling makes the hashes of an item its own: those of parts that are sent are
+// recorded then, and of an unread file there are none before.
+func (it *item) settling() {
+	if it.unread {
+		it.rec.Parts = make([]tree.Hash, tree.PartCount(it.rec.Size, it.rec.PartSize))
+	} else {
+		it.rec.Parts = slices.Clone(it.rec.Parts)
+	}
+}
+
+// put sends a file of one part, or of none.
+func (t *transfer) put(ctx context.Context, key string, f io.ReaderAt, it *item) (object objstore.Object, err error) {
+	send := func(body io.ReaderAt) error {
+		object, err = t.store.Put(ctx, key, body, it.rec.Size, objstore.PutOptions{})
 		return err
 	}
-	if !slices.Equal(it.rec.Parts, known) {
-		t.log.Warn("a file that nothing was known to have written to has changed", "path", it.rec.Path)
-	}
-	return nil
-}
-
-// distrustPart does so for a part.
-func (t *transfer) distrustPart(ctx context.Context, f io.ReaderAt, it *item, i int) error {
-	sum, err := it.hashPart(ctx, f, i)
-	if err == nil && sum != it.rec.Parts[i] {
-		t.log.Warn("a part that nothing was known to have written to has changed", "path", it.rec.Path, "part", i)
-		it.rec.Parts[i] = sum
-	}
-	return err
-}
-
-func (t *transfer) put(ctx context.Context, key string, f io.ReaderAt, size int64) (object objstore.Object, err error) {
 	err = t.withSlot(ctx, func() error {
-		object, err = t.store.Put(ctx, key, f, size, objstore.PutOptions{})
-		return err
+		if it.rec.Size == 0 {
+			return send(f)
+		}
+		return t.hold(ctx, f, it, 0, send)
 	})
 	if err == nil {
-		t.sent.Add(size)
+		t.sent.Add(it.rec.Size)
 	}
 	return object, err
 }
@@ -150,12 +142,8 @@ func (t *transfer) multipart(ctx context.Context, key string, f io.ReaderAt, it 
 				return err
 			}
 		}
-		if it.kept != nil && it.kept[i] {
-			if err := t.distrustPart(ctx, f, it, i); err != nil {
-				return err
-			}
-		}
-		if err := up.PutPart(ctx, i+1, f, off, length); err != nil {
+		err := t.hold(ctx, f, it, i, func(body io.ReaderAt) error { return up.PutPart(ctx, i+1, body, off, length) })
+		if err != nil {
 			return err
 		}
 		t.sent.Add(length)
