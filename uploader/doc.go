@@ -9,8 +9,8 @@
 //  2. plan: what the journal does not mark and holds a base of is unchanged; what
 //     is marked is hashed by parts and compared with its base, but for parts that
 //     the view knows to be as in the base. A file without a base is hashed when it is
-//     sent, part by part from memory, so that it is read once. The journal notes the id as pending: its
-//     objects may be in the store.
+//     sent, part by part from memory, so that it is read once. The journal notes the
+//     id as pending: its objects may be in the store.
 //  3. objects, each whole: sent, or copied inside the store from the previous
 //     snapshot, pinned to the ETag that the journal recorded. Meanwhile the databases
 //     that differ from the previous snapshot's are checked: a view with a damaged one
