@@ -71,6 +71,9 @@ func (l *ledger) ratios(row, name string) (values []float64) {
 // print writes one table per row.
 func (l *ledger) print(w io.Writer) {
 	for _, row := range rowOrder {
+		if len(l.costs[row]) == 0 {
+			continue
+		}
 		fmt.Fprintf(w, "\n%s\n\n", row)
 		tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 		fmt.Fprintln(tw, "| \t| time\t| ÷ raw limit\t| CPU\t| peak memory\t| sent\t| received\t| requests\t|")
@@ -138,6 +141,9 @@ func (l *ledger) printGoals(w io.Writer, data dataPair) {
 		goals = append(goals, goal{text, fmt.Sprintf(format, args...), met})
 	}
 	for _, row := range []string{rowFirst, rowRestore} {
+		if len(l.ratios(row, ours)) == 0 {
+			continue
+		}
 		ratio := quantile(l.ratios(row, ours), 0.5)
 		aim(ratio <= 1.15, row+" ≤ 1.15 × the raw limit", "%.2f", ratio)
 		fastest, peer := l.fastestPeer(row)
