@@ -94,25 +94,36 @@ find_python() {
 	return 1
 }
 
-# need_chromadb: sets $venv to a virtual environment with the pinned ChromaDB.
-need_chromadb() {
+# need_venv REQUIREMENTS: sets $venv to a virtual environment with what the file of
+# that name in scripts/ lists.
+need_venv() {
 	local python key
 	if ! python=$(find_python); then
 		need_packages python3 python3-venv
 		python=$(find_python) || die "no Python of at least 3.9 with venv" "install python3 and python3-venv"
 	fi
-	key=$({ "$python" -VV && cat "$root/scripts/requirements.txt"; } | sha256sum | cut -c1-12)
+	key=$({ "$python" -VV && cat "$root/scripts/$1"; } | sha256sum | cut -c1-12)
 	venv=$cache/venv-$key
-	[[ -e $venv/.complete ]] || locked "venv-$key" make_venv "$python"
+	[[ -e $venv/.complete ]] || locked "venv-$key" make_venv "$python" "$1"
 }
 
-make_venv() {
+make_venv() { # PYTHON REQUIREMENTS
 	[[ ! -e $venv/.complete ]] || return 0
-	say "installing ChromaDB into $venv (once, about a minute)"
+	say "installing $(grep -v '^#' "$root/scripts/$2") into $venv (once, about a minute)"
 	rm -rf "$venv"
 	quietly "$1" -m venv "$venv"
-	quietly "$venv/bin/python" -m pip install --quiet --no-input -r "$root/scripts/requirements.txt"
+	quietly "$venv/bin/python" -m pip install --quiet --no-input -r "$root/scripts/$2"
 	touch "$venv/.complete"
+}
+
+# need_chromadb: sets $venv to a virtual environment with the pinned ChromaDB.
+need_chromadb() { need_venv requirements.txt; }
+
+# need_awscli: prints the path of the AWS command line.
+need_awscli() {
+	local venv
+	need_venv requirements-awscli.txt
+	printf '%s\n' "$venv/bin/aws"
 }
 
 # need_tool PACKAGE: builds a tool that integration/go.mod names, of the version

@@ -8,8 +8,9 @@
 //  1. cut; join no more callers.
 //  2. plan: what the journal does not mark and holds a base of is unchanged; what
 //     is marked is hashed by parts and compared with its base, but for parts that
-//     the view knows to be as in the base. The journal notes the id as pending: its
-//     objects may be in the store.
+//     the view knows to be as in the base. A file without a base is hashed when it is
+//     sent, part by part from memory, so that it is read once. The journal notes the
+//     id as pending: its objects may be in the store.
 //  3. objects, each whole: sent, or copied inside the store from the previous
 //     snapshot or from what a failed attempt left, pinned to the ETag that the journal
 //     recorded. What is sent is noted there, with its hash. Meanwhile the databases

@@ -18,6 +18,7 @@ type item struct {
 	rec     tree.Record                  // as the snapshot will hold it
 	base    tree.Record                  // as the previous snapshot holds it; zero where it does not
 	source  objstore.Object              // the object that holds base's content; no key: there is none
+	unread  bool                         // the previous snapshot has no such file: rec.Parts are known once they are sent
 	trusted bool                         // the content is base's because nothing marked the path; rec.Parts are base's
 	touched func(off, length int64) bool // which ranges may differ from base; nil: all of them
 	kept    []bool                       // parts whose hash is base's, because nothing touched them; nil: none
@@ -31,8 +32,8 @@ type plan struct {
 	slots chan struct{} // a token per request or hashing that may run at once
 }
 
-// newPlan tells unchanged, changed and new files apart. Files that are marked, or
-// that the journal has no base of, are hashed; parts that the view knows to be as at
+// newPlan tells unchanged, changed and new files apart. Files that are marked are
+// hashed; new ones are when they are sent (hold), so that they are read once. Parts that the view knows to be as at
 // the base's cut, which is since, are not.
 func newPlan(ctx context.Context, view View, q Queue, parallel int, since uint64) (*plan, error) {
 	p := &plan{view: view, bases: len(q.BaseRecords()), slots: make(chan struct{}, parallel)}
@@ -50,7 +51,7 @@ func newPlan(ctx context.Context, view View, q Queue, parallel int, since uint64
 	group.SetLimit(parallel)
 	for i := range p.items {
 		it := &p.items[i]
-		if it.rec.Type == tree.File && !it.trusted {
+		if it.rec.Type == tree.File && !it.trusted && !it.unread {
 			group.Go(func() error { return p.hash(gctx, it) })
 		}
 	}
@@ -69,6 +70,7 @@ func newItem(e tree.Entry, q Queue, state journal.State, dirty journal.Dirty) it
 	if e.Size > 0 {
 		it.rec.PartSize = tree.PartSize(e.Size)
 	}
+	it.unread = base.Type != tree.File && len(state.Pending) == 0 // else a failed attempt may have its parts
 	if ok && base.Type == tree.File && base.ETag != "" && state.ID != "" {
 		it.source = objstore.Object{Key: history.ObjectKey(history.ID(state.ID), e.Path), Size: base.Size, ETag: base.ETag}
 	}

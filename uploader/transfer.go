@@ -32,10 +32,13 @@ type transfer struct {
 	resumed atomic.Int64 // bytes that a failed attempt had sent
 	noCopy  atomic.Bool  // the store said that it cannot copy
 	noPart  atomic.Bool  // nor copy parts
+	spare   chan []byte  // buffers that nobody uses now
 }
 
 // run stores every file.
 func (t *transfer) run(ctx context.Context) error {
+	t.spare = make(chan []byte, cap(t.slots))
+	defer t.drop()
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(cap(t.slots))
 	for i := range t.items {
@@ -86,11 +89,7 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 			return err
 		}
 	}
-	if it.trusted || len(it.rec.Parts) <= 1 && it.kept != nil {
-		if err := t.distrust(ctx, it); err != nil {
-			return err
-		}
-	}
+	it.settling()
 	f, err := t.view.Open(it.rec.Path)
 	if err != nil {
 		return err
@@ -106,41 +105,35 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 	return err
 }
 
-// distrust reads a file all the same: what is sent is what the manifest says,
-// whatever journal and view thought.
-func (t *transfer) distrust(ctx context.Context, it *item) error {
-	known := it.rec.Parts
-	it.touched, it.trusted = nil, false
-	if err := t.hash(ctx, it); err != nil {
+// settling makes the hashes of an item its own: those of parts that are sent are
+// recorded then, and of an unread file there are none before.
+func (it *item) settling() {
+	if it.unread {
+		it.rec.Parts = make([]tree.Hash, tree.PartCount(it.rec.Size, it.rec.PartSize))
+	} else {
+		it.rec.Parts = slices.Clone(it.rec.Parts)
+	}
+}
+
+// put sends a file of one part, or of none.
+func (t *transfer) put(ctx context.Context, key string, f io.ReaderAt, it *item) (object objstore.Object, err error) {
+	exact := false
+	send := func(body io.ReaderAt) error {
+		object, err = t.store.Put(ctx, key, body, it.rec.Size, objstore.PutOptions{})
 		return err
 	}
-	if !slices.Equal(it.rec.Parts, known) {
-		t.log.Warn("a file that nothing was known to have written to has changed", "path", it.rec.Path)
-	}
-	return nil
-}
-
-// distrustPart does so for a part.
-func (t *transfer) distrustPart(ctx context.Context, f io.ReaderAt, it *item, i int) error {
-	sum, err := it.hashPart(ctx, f, i)
-	if err == nil && sum != it.rec.Parts[i] {
-		t.log.Warn("a part that nothing was known to have written to has changed", "path", it.rec.Path, "part", i)
-		it.rec.Parts[i] = sum
-	}
-	return err
-}
-
-func (t *transfer) put(ctx context.Context, key string, f io.ReaderAt, it *item) (object objstore.Object, err error) {
-	body, seen := t.witnessed(f, 0, it.rec.Size)
-	err = t.withSlot(ctx, func() error {
-		object, err = t.store.Put(ctx, key, body, it.rec.Size, objstore.PutOptions{})
+	err = t.withSlot(ctx, func() (err error) {
+		if it.rec.Size == 0 {
+			return send(f)
+		}
+		exact, err = t.hold(ctx, f, it, 0, send)
 		return err
 	})
 	if err != nil {
 		return object, err
 	}
 	t.sent.Add(it.rec.Size)
-	if it.rec.Size > 0 && seen.saw(it.rec.Parts[0]) {
+	if exact {
 		t.ledger.object(string(t.id), object, it)
 	}
 	return object, nil
@@ -237,17 +230,12 @@ func (t *transfer) part(ctx context.Context, up *building, f io.ReaderAt, it *it
 	if copied, err := t.copyPart(ctx, up, it, i); copied || err != nil {
 		return err
 	}
-	if it.kept != nil && it.kept[i] {
-		if err := t.distrustPart(ctx, f, it, i); err != nil {
-			return err
-		}
-	}
-	body, seen := t.witnessed(f, off, length)
-	if err := up.PutPart(ctx, i+1, body, off, length); err != nil {
+	exact, err := t.hold(ctx, f, it, i, func(body io.ReaderAt) error { return up.PutPart(ctx, i+1, body, off, length) })
+	if err != nil {
 		return err
 	}
 	t.sent.Add(length)
-	if seen.saw(it.rec.Parts[i]) {
+	if exact {
 		t.notePart(up, it, i)
 	} else {
 		up.moved.Store(true)

@@ -77,6 +77,14 @@ type Store interface {
 	String() string
 }
 
+// Hashed is a body of which a SHA-256 is known already: a store that needs it to have
+// the body verified on arrival does not compute it again.
+type Hashed interface {
+	io.ReaderAt
+	// SHA256 returns the sum of the bytes [off, off+size), if it is known.
+	SHA256(off, size int64) (sum [32]byte, known bool)
+}
+
 // Upload is an object being made of parts, numbered from 1 without gaps. All parts
 // but the last have one size (R2 demands it), at least 5 MiB (S3 demands it). Parts
 // may be sent concurrently, in any order, and again with the same size. After an

@@ -3,6 +3,7 @@ package s3
 import (
 	"bytes"
 	"crypto/md5"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -434,5 +435,37 @@ func TestBulkDelete(t *testing.T) {
 	err := f.store().Delete(t.Context(), []string{"a", "b"})
 	if objstore.KindOf(err) != objstore.ErrRefused || !strings.Contains(err.Error(), "chromadb/b") {
 		t.Errorf("one key refused: %v", err)
+	}
+}
+
+// summed is a body whose SHA-256 somebody knows.
+type summed struct {
+	*bytes.Reader
+	sum [32]byte
+}
+
+func (s summed) SHA256(off, size int64) ([32]byte, bool) { return s.sum, off == 0 && size == s.Size() }
+
+// A sum that is known is signed as it is, one of another range is computed.
+func TestKnownSumIsSigned(t *testing.T) {
+	data := storetest.Bytes(1, 100)
+	for known, size := range map[bool]int64{true: 100, false: 99} {
+		f := newFake(t, func(_ int, w http.ResponseWriter, r *http.Request) {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				t.Error(err)
+			}
+			want := fmt.Sprintf("%x", sha256.Sum256(data[:size]))
+			if known {
+				want = strings.Repeat("07", 32)
+			}
+			if got := r.Header.Get("X-Amz-Content-Sha256"); got != want {
+				t.Errorf("%d bytes were signed with the sum %s, want %s", size, got, want)
+			}
+			w.Header().Set("ETag", `"new"`)
+		})
+		body := summed{bytes.NewReader(data), [32]byte(bytes.Repeat([]byte{7}, 32))}
+		if _, err := f.store().Put(t.Context(), "k", body, size, objstore.PutOptions{}); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -135,19 +135,27 @@ func (r *reader) Close() error { return r.body.Close() }
 // sums are the checksums with which a body is sent.
 type sums struct{ md5Base64, sha256Hex string }
 
-// sum reads a body once, so that it can be verified on arrival (O1).
-func (s *Store) sum(src *objstore.Body) (sums, error) {
+// sum reads a range of a body once, so that it can be verified on arrival (O1).
+func (s *Store) sum(body io.ReaderAt, off, size int64) (sums, error) {
 	md, sha := md5.New(), sha256.New()
 	hashes := []io.Writer{md}
-	if s.plain {
+	known := false
+	var sum [sha256.Size]byte
+	if hashed, ok := body.(objstore.Hashed); ok {
+		sum, known = hashed.SHA256(off, size)
+	}
+	if s.plain && !known {
 		hashes = append(hashes, sha)
 	}
-	if _, err := io.Copy(io.MultiWriter(hashes...), src); err != nil {
+	if _, err := io.Copy(io.MultiWriter(hashes...), objstore.NewBody(body, off, size)); err != nil {
 		return sums{}, &callerError{err}
 	}
 	text := sums{md5Base64: base64.StdEncoding.EncodeToString(md.Sum(nil))}
+	if s.plain && !known {
+		sum = [sha256.Size]byte(sha.Sum(nil))
+	}
 	if s.plain {
-		text.sha256Hex = hex.EncodeToString(sha.Sum(nil))
+		text.sha256Hex = hex.EncodeToString(sum[:])
 	}
 	return text, nil
 }
@@ -178,7 +186,7 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 		return none, err
 	}
 	src := objstore.NewBody(body, 0, size)
-	text, err := s.sum(src)
+	text, err := s.sum(body, 0, size)
 	if err != nil {
 		return none, err
 	}

@@ -205,7 +205,7 @@ func (u *upload) putPart(ctx context.Context, n int, body io.ReaderAt, off, size
 		return err
 	}
 	src := objstore.NewBody(body, off, size)
-	text, err := u.s.sum(src)
+	text, err := u.s.sum(body, off, size)
 	if err != nil {
 		return err
 	}
