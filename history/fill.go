@@ -342,7 +342,7 @@ func (r *restorer) fillPart(ctx context.Context, j *fileJob, part int) error {
 		}
 	}
 	w := &hole{f: j.dst, off: off, length: length, dirty: off < j.old}
-	if r.isZero(j.e, part) {
+	if j.e.IsZeroPart(part) {
 		return w.reset()
 	}
 	if j.local != nil {

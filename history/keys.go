@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -29,6 +30,12 @@ func ObjectKey(id ID, path string) string { return SnapshotPrefix(id) + EscapePa
 
 // ManifestKey returns where a snapshot keeps its manifest.
 func ManifestKey(id ID) string { return SnapshotPrefix(id) + "manifest.json" }
+
+// ZerosKey returns where size zeros lie to be copied from while a snapshot is being
+// stored. No path has this key (see ownName), and no snapshot that is published holds it.
+func ZerosKey(id ID, size int64) string {
+	return SnapshotPrefix(id) + datadir.StateName + "-zeros-" + strconv.FormatInt(size, 10)
+}
 
 // snapshotOf returns the folder name below history/ that a key lies in.
 func snapshotOf(key string) (name, rest string, ok bool) {

@@ -55,6 +55,9 @@ func (u *Uploader) cutAndPublish(ctx context.Context) (Result, error) {
 		}
 		return res, err
 	}
+	if err := u.checkSparse(view); err != nil {
+		return Result{}, err
+	}
 	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel, u.since())
 	if err != nil {
 		return Result{}, err

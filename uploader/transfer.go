@@ -27,6 +27,7 @@ type transfer struct {
 	sent   atomic.Int64 // bytes of bodies that arrived
 	noCopy atomic.Bool  // the store said that it cannot copy
 	noPart atomic.Bool  // nor copy parts
+	zeroed zeroObjects
 }
 
 // run stores every file.
@@ -51,7 +52,10 @@ func (t *transfer) run(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return endOf(ctx)
+	if err := endOf(ctx); err != nil {
+		return err
+	}
+	return t.dropZeros(ctx)
 }
 
 // file stores one file and records the ETag of its object.
@@ -149,6 +153,9 @@ func (t *transfer) multipart(ctx context.Context, key string, f io.ReaderAt, it 
 			if err := t.tolerate(err, it, &t.noPart); err != nil {
 				return err
 			}
+		}
+		if done, err := t.copyZeros(ctx, up, it, i); done || err != nil {
+			return err
 		}
 		if it.kept != nil && it.kept[i] {
 			if err := t.distrustPart(ctx, f, it, i); err != nil {

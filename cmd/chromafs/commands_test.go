@@ -150,11 +150,11 @@ func TestFlagsOfEachCommand(t *testing.T) {
 	logging := []string{"log-format", "log-level"}
 	local := []string{"no-local-backup", "keep-local-backups"}
 	want := map[string][]string{
-		"mount": slices.Concat(store, logging, local, []string{"interval", "settle", "keep", "verify", "prefer-local", "offline",
+		"mount": slices.Concat(store, logging, local, []string{"interval", "settle", "keep", "verify", "max-file-size", "prefer-local", "offline",
 			"store-timeout", "stop-timeout", "flush-timeout", "quiesce-timeout", "scratch-limit", "allow-other", "daemon"}),
-		"snapshot":       slices.Concat(store, logging, []string{"json", "keep", "verify"}),
+		"snapshot":       slices.Concat(store, logging, []string{"json", "keep", "verify", "max-file-size"}),
 		"restore":        slices.Concat(store, logging, local, []string{"at", "skip-backup"}),
-		"sync":           slices.Concat(store, logging, local, []string{"keep", "verify", "prefer-local"}),
+		"sync":           slices.Concat(store, logging, local, []string{"keep", "verify", "max-file-size", "prefer-local"}),
 		"history list":   slices.Concat(store, logging, []string{"json"}),
 		"history clear":  slices.Concat(store, logging, []string{"yes"}),
 		"history prune":  slices.Concat(store, logging),
