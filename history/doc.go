@@ -32,5 +32,5 @@
 // only, so nothing outside can be written whatever it says.
 //
 // What it does not keep: "current" is no snapshot (no store can fence a copy), hard
-// links come back as separate files, and paths beyond some 900 bytes have no key.
+// links come back as separate files, and paths beyond 4,095 bytes are none.
 package history
