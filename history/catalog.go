@@ -8,18 +8,21 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore"
 )
 
 // Catalog reads and changes what a store holds of chromafs. It keeps no state of
-// its own and is safe for concurrent use.
+// the store's and is safe for concurrent use.
 type Catalog struct {
 	store objstore.Store
 	log   *slog.Logger
 	rand  io.Reader // nonces and writer ids of its own writes
 	wait  func(ctx context.Context, d time.Duration) error
+
+	unpinned atomic.Bool // ETags are not those in the manifests: see fetchPart
 }
 
 // NewCatalog returns the catalog of a store.

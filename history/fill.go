@@ -355,8 +355,9 @@ func (r *restorer) fillPart(ctx context.Context, j *fileJob, part int) error {
 		return err
 	}
 	var tried []error
-	for _, key := range []string{ObjectKey(r.m.ID, j.e.Path), CurrentKey(j.e.Path)} {
-		n, err := r.c.fetchPart(ctx, key, j.e, part, w.write)
+	for _, from := range []objstore.Object{{Key: ObjectKey(r.m.ID, j.e.Path), ETag: j.e.ETag}, {Key: CurrentKey(j.e.Path)}} {
+		key := from.Key
+		n, err := r.c.fetchPart(ctx, key, from.ETag, j.e, part, w.write)
 		r.fetched.Add(n)
 		if err == nil {
 			return nil

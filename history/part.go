@@ -57,11 +57,29 @@ type localError struct{ error }
 
 func (e *localError) Unwrap() error { return e.error }
 
-// fetchPart gets a part of a file from one key, repeating what may help.
-func (c *Catalog) fetchPart(ctx context.Context, key string, r *tree.Record, i int, put func([]byte, int64) error) (n int64, err error) {
+// fetchPart gets a part of a file from one key, repeating what may help. It is pinned
+// to an ETag where that is known, so that the parts of a file are those of one object.
+// Where the object is another, its bytes decide: after a bucket was copied all ETags
+// may be others, and then they are not asked for again.
+func (c *Catalog) fetchPart(ctx context.Context, key, etag string, r *tree.Record, i int, put func([]byte, int64) error) (n int64, err error) {
+	if etag == "" || c.unpinned.Load() {
+		return c.fetchPinned(ctx, key, "", r, i, put)
+	}
+	n, err = c.fetchPinned(ctx, key, etag, r, i, put)
+	if !errors.Is(err, objstore.ErrPrecondition) {
+		return n, err
+	}
+	n, err = c.fetchPinned(ctx, key, "", r, i, put)
+	if err == nil && !c.unpinned.Swap(true) {
+		c.log.Warn("an object is not the one that was stored, but holds the same bytes: was the bucket copied?", "key", key)
+	}
+	return n, err
+}
+
+func (c *Catalog) fetchPinned(ctx context.Context, key, etag string, r *tree.Record, i int, put func([]byte, int64) error) (n int64, err error) {
 	off, length := tree.PartRange(r.Size, r.PartSize, i)
 	err = c.retry(ctx, func() error {
-		body, obj, err := c.store.Get(ctx, key, objstore.GetOptions{Offset: off, Length: length})
+		body, obj, err := c.store.Get(ctx, key, objstore.GetOptions{Offset: off, Length: length, IfMatch: etag})
 		if err != nil {
 			return err
 		}

@@ -158,7 +158,7 @@ func TestFlagsOfEachCommand(t *testing.T) {
 		"history list":   slices.Concat(store, logging, []string{"json"}),
 		"history clear":  slices.Concat(store, logging, []string{"yes"}),
 		"history prune":  slices.Concat(store, logging),
-		"history verify": slices.Concat(store, logging),
+		"history verify": slices.Concat(store, logging, []string{"all"}),
 		"history adopt":  slices.Concat(store, logging),
 		"status":         slices.Concat(logging, []string{"json", "check"}),
 		"unmount":        logging,

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/spf13/pflag"
-
-	"github.com/chromafs/chromafs/history"
 )
 
 type historyAdoptOptions struct {
@@ -40,14 +38,18 @@ func runHistoryAdopt(ctx context.Context, e *env, o historyAdoptOptions, args ar
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	id, err := history.ParseID(words[0])
-	if err != nil {
-		return usage(err.Error(), "history adopt wants the whole id of a snapshot, a folder's name below history/ in the store")
-	}
 	catalog, err := o.store.open(e)
 	if err != nil {
 		return err
 	}
+	choice, err := catalog.ResolveAdoptable(ctx, words[0], e.now())
+	if err != nil {
+		return err
+	}
+	if err := announce(e, words[0], choice); err != nil {
+		return err
+	}
+	id := choice.ID
 	head, err := catalog.Adopt(ctx, id)
 	if err != nil {
 		return fmt.Errorf("adopt %s: %w", id, err)
