@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/chromafs/chromafs/history"
@@ -33,9 +34,9 @@ func (t *transfer) copyZeros(ctx context.Context, up objstore.Upload, it *item, 
 	}
 	off, length := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
 	src := it.source
-	if j := it.baseZeros(length); j >= 0 {
+	if j := it.baseZeros(i); j >= 0 {
 		off, _ = tree.PartRange(it.base.Size, it.base.PartSize, j)
-	} else if it.newZeros() >= zerosWorthIt {
+	} else if it.newZeros(i) >= zerosWorthIt {
 		off = 0
 		if src, err = t.zeros(ctx, length); err != nil {
 			return false, t.tolerate(err, it, &t.noPart)
@@ -47,24 +48,20 @@ func (t *transfer) copyZeros(ctx context.Context, up objstore.Upload, it *item, 
 	return err == nil, t.tolerate(err, it, &t.noPart)
 }
 
-// baseZeros returns a part of the previous object that is length zeros, -1 for none.
-func (it *item) baseZeros(length int64) int {
-	if it.source.Key == "" || it.base.PartSize != length {
+// baseZeros returns a part of the previous object that is what part i is, whole zeros;
+// -1 for none.
+func (it *item) baseZeros(i int) int {
+	if it.source.Key == "" || it.base.PartSize != it.rec.PartSize {
 		return -1
 	}
-	for j := range it.base.Parts {
-		if it.base.IsZeroPart(j) {
-			return j
-		}
-	}
-	return -1
+	return slices.Index(it.base.Parts, it.rec.Parts[i])
 }
 
-// newZeros counts, up to what justifies an object of zeros, the zero parts that the
-// previous object does not have.
-func (it *item) newZeros() (n int) {
-	for i := range it.rec.Parts {
-		if it.rec.IsZeroPart(i) && !it.hasPart(i) {
+// newZeros counts, up to what justifies an object of zeros, the parts that are what part
+// i is, whole zeros, and that the previous object does not have.
+func (it *item) newZeros(i int) (n int) {
+	for j := range it.rec.Parts {
+		if it.rec.Parts[j] == it.rec.Parts[i] && !it.hasPart(j) {
 			if n++; n == zerosWorthIt {
 				break
 			}
