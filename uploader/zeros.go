@@ -32,17 +32,14 @@ func (t *transfer) copyZeros(ctx context.Context, up objstore.Upload, it *item, 
 	if t.noPart.Load() || !it.rec.IsZeroPart(i) {
 		return false, nil
 	}
-	off, length := tree.PartRange(it.rec.Size, it.rec.PartSize, i)
-	src := it.source
+	length := it.rec.PartSize
+	src, off := it.source, int64(0)
 	if j := it.baseZeros(i); j >= 0 {
-		off, _ = tree.PartRange(it.base.Size, it.base.PartSize, j)
-	} else if it.newZeros(i) >= zerosWorthIt {
-		off = 0
-		if src, err = t.zeros(ctx, length); err != nil {
-			return false, t.tolerate(err, it, &t.noPart)
-		}
-	} else {
+		off = int64(j) * length
+	} else if it.newZeros(i) < zerosWorthIt {
 		return false, nil
+	} else if src, err = t.zeros(ctx, length); err != nil {
+		return false, t.tolerate(err, it, &t.noPart)
 	}
 	err = up.CopyPart(ctx, i+1, src, off, length)
 	return err == nil, t.tolerate(err, it, &t.noPart)
