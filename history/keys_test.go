@@ -110,6 +110,29 @@ func TestLongPathsAreShortened(t *testing.T) {
 	}
 }
 
+// Whatever Linux takes for a name is stored, found whole, and comes back.
+func TestHostileNames(t *testing.T) {
+	f := files{"link \xfe": "-> to \xff\n"}
+	for i, name := range []string{"manifest.json", "lease.json", "history/manifest.json", "HISTORY", ".chromafs-zeros-8388608", ".chromafsx/y", "%", "%41", "100%~",
+		`back\slash`, "...", "trailing.", "trailing ", " leading", "new\nline", "\x01", "\x7f", "\u0085", "\ufffe", "\u2028", "\ufffd", "\xff", "\xed\xa0\x80",
+		"NFC-\u00e9", "NFD-e\u0301", strings.Repeat("\xff", 255), strings.Repeat("%", 255), strings.Repeat("d/", 900) + "x", strings.Repeat("d/", 900) + "y",
+		strings.Repeat(strings.Repeat("\xfe", 250)+"/", 8) + "\xfd"} {
+		f[name] = content(byte(i), testPart+i)
+	}
+	w := newWorld(t)
+	w.publish(files{"was": "here"})
+	m := w.publish(f)
+	if _, err := w.c.Verify(t.Context(), m.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.current(); len(got) != len(f)-1 {
+		t.Errorf("current holds %d objects, want %d", len(got), len(f)-1)
+	}
+	d := openDir(t, t.TempDir())
+	w.restore(w.options(d, m))
+	sameTree(t, "DIR", readTree(t, d.Path()), withFolders(f))
+}
+
 func unescapes(key string) bool {
 	_, err := UnescapePath(key)
 	return err == nil

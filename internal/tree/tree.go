@@ -174,7 +174,7 @@ func HashPart(r io.ReaderAt, off, length int64) (Hash, error) {
 		at = data
 		p := buf[:min(hashChunk, end-at)]
 		n, err := r.ReadAt(p, at)
-		if n < len(p) && err == io.EOF {
+		if n < len(p) && (err == nil || err == io.EOF) {
 			err = fmt.Errorf("%w: %d of %d bytes at offset %d", io.ErrUnexpectedEOF, at+int64(n)-off, length, off)
 		}
 		if n < len(p) {
