@@ -83,7 +83,7 @@ func TestEscapePath(t *testing.T) {
 // Names at their limits have keys that a store can hold, each its own.
 func TestLongPathsAreShortened(t *testing.T) {
 	keys := map[string]string{}
-	for n := range 900 {
+	for n := 0; n < 900; n += 7 {
 		for kind, unit := range map[string]string{"plain": "x", "wide": "é", "raw": "\xff", "percent": "%"} {
 			// Segments of 255 bytes or so, with the boundary anywhere.
 			name := strings.Repeat("a", n%97) + strings.Repeat(unit, (255-n%97)/len(unit))
