@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/chromafs/chromafs/internal/tree"
 )
 
 const (
@@ -94,17 +96,9 @@ func (f *viewFile) keep(off, end int64, patience *int64) error {
 	return f.share(off, end)
 }
 
-// nextData returns where in [off, end) data begins; end if there is none.
-func (f *viewFile) nextData(off, end int64) int64 {
-	data, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
-	switch {
-	case err == unix.ENXIO: // a hole to the end
-		return end
-	case err != nil:
-		return off // not every file system knows holes
-	}
-	return min(data, end)
-}
+// nextData returns where in [off, end) of the backing file data begins; end if there
+// is none.
+func (f *viewFile) nextData(off, end int64) int64 { return tree.SeekData(f.fd, off, end) }
 
 // dataIn returns how much of [off, end) is no hole; it stops counting above enough.
 func (f *viewFile) dataIn(off, end, enough int64) (n int64, err error) {

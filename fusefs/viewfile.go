@@ -178,6 +178,12 @@ func (r *viewReader) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
+// NextData implements tree.Sparse.
+func (r *viewReader) NextData(off, end int64) int64 { return r.f.nextDataAtCut(off, end) }
+
+// Allocated implements tree.Sparse. What was saved is not taken off.
+func (r *viewReader) Allocated() (int64, error) { return r.f.allocated() }
+
 // Close lets the file go, unless its path may not lead to it any more.
 func (r *viewReader) Close() error {
 	err := fs.ErrClosed

@@ -129,22 +129,22 @@ func (c *Catalog) OldBranches(ctx context.Context, now time.Time, writer string,
 }
 
 // resolveBranch is Resolve for what no listed snapshot is meant by.
-func (c *Catalog) resolveBranch(ctx context.Context, text string) (ID, error) {
+func (c *Catalog) resolveBranch(ctx context.Context, text string) (Choice, error) {
 	found, err := c.scan(ctx, HistoryPrefix)
 	if err != nil {
-		return "", fmt.Errorf("look for branches: %w", err)
+		return Choice{}, fmt.Errorf("look for branches: %w", err)
 	}
 	var matches []ID
 	for _, id := range found.branches() {
 		if string(id) == text {
-			return id, nil
+			return Choice{ID: id}, nil
 		}
 		if strings.HasPrefix(string(id), text) {
 			matches = append(matches, id)
 		}
 	}
 	if len(matches) == 1 {
-		return matches[0], nil
+		return Choice{ID: matches[0]}, nil
 	}
-	return "", &UnknownIDError{Text: text, Matches: len(matches)}
+	return Choice{}, &UnknownIDError{Text: text, Candidates: matches}
 }

@@ -61,13 +61,13 @@ func TestBranchesAreFound(t *testing.T) {
 	}
 	for text, want := range map[string]ID{"": newest.ID, "latest": newest.ID, string(b.ID): b.ID, string(b.ID)[:11]: b.ID,
 		string(b.ID)[:30]: b.ID, string(c.ID)[:11]: c.ID, string(newest.ID)[:11]: newest.ID} {
-		if got, err := w.c.Resolve(t.Context(), text); got != want || err != nil {
-			t.Errorf("Resolve(%q): %s, %v, want %s", text, got, err, want)
+		if got, err := w.c.Resolve(t.Context(), text, w.now); got.ID != want || err != nil {
+			t.Errorf("Resolve(%q): %s, %v, want %s", text, got.ID, err, want)
 		}
 	}
 	for _, text := range []string{string(b.ID) + "x", "2030", string(c.ID) + "0"} {
-		if got, err := w.c.Resolve(t.Context(), text); !errors.Is(err, ErrUnknownID) {
-			t.Errorf("Resolve(%q): %s, %v", text, got, err)
+		if got, err := w.c.Resolve(t.Context(), text, w.now); !errors.Is(err, ErrUnknownID) {
+			t.Errorf("Resolve(%q): %s, %v", text, got.ID, err)
 		}
 	}
 	if r, err := w.c.Verify(t.Context(), b.ID); err != nil || r.Files != 2 || r.Bytes != 2*testPart+2 {

@@ -22,6 +22,7 @@ type Catalog struct {
 
 	noUploads atomic.Bool // that uploads cannot be looked for was logged
 	noCopy    atomic.Bool // that "current" is sent, for want of copies, was logged
+	unpinned  atomic.Bool // ETags are not those in the manifests: see fetchPart
 }
 
 // NewCatalog returns the catalog of a store. It asks once: a store that is to be

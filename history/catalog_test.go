@@ -237,16 +237,8 @@ func TestListAndResolve(t *testing.T) {
 		l.ManifestSHA256 != w.sha || !l.Created.Equal(w.now) {
 		t.Errorf("the newest: %+v", l)
 	}
-	common := string(a.ID[:8])
-	for text, want := range map[string]ID{"": b.ID, "latest": b.ID, string(a.ID): a.ID, string(b.ID[:20]): b.ID} {
-		if got, err := w.c.Resolve(t.Context(), text); err != nil || got != want {
-			t.Errorf("Resolve(%q): %q, %v", text, got, err)
-		}
-	}
-	for _, text := range []string{common, "x", string(a.ID) + "x"} {
-		if _, err := w.c.Resolve(t.Context(), text); !errors.Is(err, ErrUnknownID) || exitcode.Of(err) != exitcode.Usage {
-			t.Errorf("Resolve(%q): %v", text, err)
-		}
+	if got, err := w.c.Resolve(t.Context(), "latest", w.now); err != nil || got.ID != b.ID {
+		t.Errorf("Resolve: %+v, %v", got, err)
 	}
 	w.delete(ManifestKey(a.ID))
 	w.fail(func(op memstore.Op) error { // rotated away between the head and the manifest
@@ -302,6 +294,9 @@ func TestAdopt(t *testing.T) {
 	if _, err := w.c.Adopt(t.Context(), a.ID); exitcode.Of(err) != exitcode.Usage {
 		t.Fatalf("adopt beside a good head: %v", err)
 	}
+	if _, err := w.c.ResolveAdoptable(t.Context(), string(a.ID), w.now); exitcode.Of(err) != exitcode.Usage || errors.Is(err, ErrUnknownID) {
+		t.Fatalf("choose what to adopt beside a good head: %v", err)
+	}
 	w.delete(ObjectKey(c.ID, "a"))
 	for _, step := range []struct {
 		damage  func()
@@ -314,6 +309,12 @@ func TestAdopt(t *testing.T) {
 		{func() { w.delete(HeadKey) }, b.ID, b.ID, []ID{a.ID, b.ID}},
 	} {
 		step.damage()
+		// What is not whole (c) cannot be chosen, by time either.
+		for text, want := range map[string]ID{"": b.ID, "0s": b.ID, string(a.ID): a.ID, a.ID.Time().Format(time.RFC3339Nano): a.ID} {
+			if got, err := w.c.ResolveAdoptable(t.Context(), text, w.now); err != nil || got.ID != want {
+				t.Fatalf("ResolveAdoptable(%q): %+v, %v", text, got, err)
+			}
+		}
 		h, err := w.c.Adopt(t.Context(), step.id)
 		if err != nil || h.Newest.ID != step.want || !slices.Equal(h.History, step.history) || h.Epoch != 2 || h.Lineage != w.head.Lineage {
 			t.Fatalf("Adopt(%q): %+v, %v", step.id, h, err)

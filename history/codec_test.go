@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/tree"
 )
 
@@ -246,7 +247,7 @@ func FuzzManifest(f *testing.F) {
 			if err := checkPath(e.Path); err != nil {
 				t.Fatalf("accepted %q: %v", e.Path, err)
 			}
-			if back, err := UnescapePath(EscapePath(e.Path)); err != nil || back != e.Path {
+			if err := objstore.CheckKey(ObjectKey(m.ID, e.Path)); err != nil {
 				t.Fatalf("%q has no key: %v", e.Path, err)
 			}
 		}

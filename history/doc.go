@@ -35,5 +35,5 @@
 //
 // What it does not keep: the fence, on a store that does no conditional writes (package
 // adapt looks instead); "current" is no snapshot (no store can fence a copy), hard
-// links come back as separate files, and paths beyond some 900 bytes have no key.
+// links come back as separate files, and paths beyond 4,095 bytes are none.
 package history

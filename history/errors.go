@@ -3,6 +3,8 @@ package history
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/chromafs/chromafs/internal/exitcode"
 )
@@ -120,6 +122,9 @@ type IntegrityError struct {
 	Path string
 	Part int   // from 0; -1: not one part
 	Err  error // what was found, of each copy that was tried
+
+	Offer ID   // the newest older snapshot that looks whole: see OfferOlder; "": none does
+	Asked bool // OfferOlder has looked for one
 }
 
 // Error implements error.
@@ -144,6 +149,14 @@ func (e *IntegrityError) ExitCode() int { return exitcode.Integrity }
 
 // Hint implements exitcode's convention.
 func (e *IntegrityError) Hint() string {
+	switch {
+	case e.Offer != "":
+		const read = "all its objects are there with the right sizes, and it is right where this one is damaged; its other bytes were not read"
+		return fmt.Sprintf("the newest older snapshot that looks whole is %s (%s): read them with chromafs history verify %s, "+
+			"then go back to it with chromafs restore --at %s DIR, while DIR is not mounted", e.Offer, read, e.Offer, e.Offer)
+	case e.Asked:
+		return "no older snapshot looks whole either; chromafs history verify --all reads every byte of those there are"
+	}
 	return "check the others with chromafs history verify ID, then bring a whole one back with chromafs restore --at ID"
 }
 
@@ -222,14 +235,27 @@ func (e *ForeignError) Hint() string {
 
 // UnknownIDError says that a text names no snapshot, or several.
 type UnknownIDError struct {
-	Text    string
-	Matches int // how many ids begin with it
+	Text       string
+	Candidates []ID      // the ids that begin with it, where there are several
+	At         time.Time // the time that it is; zero: it is none
+	Oldest     ID        // where that time is before all; "" where there is no snapshot
 }
 
 // Error implements error.
 func (e *UnknownIDError) Error() string {
-	if e.Matches > 1 {
-		return fmt.Sprintf("%v: %d of them begin with %q", ErrUnknownID, e.Matches, e.Text)
+	switch {
+	case len(e.Candidates) > 0:
+		shown, more := e.Candidates, ""
+		if n := len(shown) - 10; n > 0 {
+			shown, more = shown[n:], fmt.Sprintf(" and %d older ones", n)
+		}
+		names := make([]string, len(shown))
+		for i, id := range shown {
+			names[i] = string(id)
+		}
+		return fmt.Sprintf("%q begins the ids of %d snapshots: %s%s", e.Text, len(e.Candidates), strings.Join(names, ", "), more)
+	case e.Oldest != "":
+		return fmt.Sprintf("%v as old as %q (%s): the oldest is %s", ErrUnknownID, e.Text, e.At.Format(time.RFC3339), e.Oldest)
 	}
 	return fmt.Sprintf("%v: %q", ErrUnknownID, e.Text)
 }
@@ -241,4 +267,6 @@ func (e *UnknownIDError) Is(target error) bool { return target == ErrUnknownID }
 func (e *UnknownIDError) ExitCode() int { return exitcode.Usage }
 
 // Hint implements exitcode's convention.
-func (e *UnknownIDError) Hint() string { return "chromafs history list shows the ids" }
+func (e *UnknownIDError) Hint() string {
+	return "name an id, its beginning or a time (2026-11-24, \"2026-11-24 15:04\", 2026-11-24T15:04:05Z, 2h, 3d); chromafs history list shows the ids"
+}

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"github.com/chromafs/chromafs/internal/tree"
 )
 
 // holeBlock is how much has to be zero, and where, to be left out of a file.
@@ -43,26 +43,10 @@ func (h *hole) reset() error {
 	if !h.dirty {
 		return nil
 	}
-	var err error = unix.EINTR // a signal of the runtime's
-	for err == unix.EINTR {
-		err = unix.Fallocate(int(h.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, h.off, h.length)
-	}
-	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
-		err = h.overwrite()
-	}
-	if err != nil {
-		return &os.PathError{Op: "punch a hole in", Path: h.f.Name(), Err: err}
+	if err := tree.MakeZeros(h.f, h.off, h.length); err != nil {
+		return err
 	}
 	h.dirty = false
-	return nil
-}
-
-func (h *hole) overwrite() error {
-	for off := h.off; off < h.off+h.length; off += holeBlock {
-		if _, err := h.f.WriteAt(zeroBlock[:min(holeBlock, h.off+h.length-off)], off); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 

@@ -37,12 +37,12 @@ func TestHole(t *testing.T) {
 		rand.Read(part)
 	}
 	clear(part)
-	if err := h.overwrite(); err != nil {
+	if err := h.reset(); err != nil {
 		t.Fatal(err)
 	}
 	copy(want[50:], part)
 	got := make([]byte, size)
 	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
-		t.Fatalf("overwritten: the file is wrong (%v)", err)
+		t.Fatalf("reset: the file is wrong (%v)", err)
 	}
 }

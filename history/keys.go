@@ -1,9 +1,12 @@
 package history
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -30,6 +33,12 @@ func ObjectKey(id ID, path string) string { return SnapshotPrefix(id) + EscapePa
 // ManifestKey returns where a snapshot keeps its manifest.
 func ManifestKey(id ID) string { return SnapshotPrefix(id) + "manifest.json" }
 
+// ZerosKey returns where size zeros lie to be copied from while a snapshot is being
+// stored. No path has this key (see ownName), and no snapshot that is published holds it.
+func ZerosKey(id ID, size int64) string {
+	return SnapshotPrefix(id) + datadir.StateName + "-zeros-" + strconv.FormatInt(size, 10)
+}
+
 // snapshotOf returns the folder name below history/ that a key lies in.
 func snapshotOf(key string) (name, rest string, ok bool) {
 	tail, ok := strings.CutPrefix(key, HistoryPrefix)
@@ -46,22 +55,50 @@ const (
 	maxPath    = 4095
 )
 
+// maxKey bounds the key of a path: with history/, the id of a branch and a prefix of
+// up to 150 bytes it is one that a store allows (objstore.MaxKey).
+const maxKey = 768
+
+// cutMark stands in keys that were shortened, and nowhere in others: there a percent
+// sign goes before two digits or a slash.
+const cutMark = "%~"
+
 // EscapePath returns the key that stands for a path. Ordinary paths stand for
 // themselves. Escaped, as %XX per byte, are: the percent sign and the backslash,
 // control characters and what XML cannot carry, bytes that are no UTF-8, a space
 // or dot at the end of a segment (so "." and ".." too), and the first letter of
 // a first segment that the layout uses itself. A segment longer than 255 bytes
 // after that is cut into several, each but the last marked by a percent sign at
-// its end; so no key is ever a folder of another unless their paths are. A path
-// whose key is longer than a store allows (1,024 bytes with the prefix and the id)
-// cannot be stored: the store refuses it by name.
+// its end. A key longer than maxKey is its beginning and the SHA-256 of the path;
+// the manifest has the path. No key is ever a folder of another unless their paths
+// are.
 func EscapePath(path string) string {
 	segments := strings.Split(path, "/")
 	out := make([]string, 0, len(segments))
 	for i, s := range segments {
 		out = appendCut(out, escapeSegment(s, i == 0))
 	}
-	return strings.Join(out, "/")
+	key := strings.Join(out, "/")
+	if len(key) > maxKey {
+		return shorten(key, path)
+	}
+	return key
+}
+
+// shorten cuts a key where its last segment has room for a hash, between characters.
+func shorten(key, path string) string {
+	sum := sha256.Sum256([]byte(path))
+	tail := cutMark + hex.EncodeToString(sum[:])
+	cut := maxKey - len(tail)
+	last := strings.LastIndexByte(key[:cut], '/') + 1
+	cut = min(cut, last+maxSegment-len(tail))
+	for !utf8.RuneStart(key[cut]) {
+		cut--
+	}
+	if i := strings.LastIndexByte(key[:cut], '%'); i >= last && cut-i < 3 { // an escape stays whole
+		cut = i
+	}
+	return key[:cut] + tail
 }
 
 func escapeSegment(s string, first bool) []string {
@@ -127,7 +164,7 @@ func appendCut(out, tokens []string) []string {
 }
 
 // UnescapePath returns the path that a key stands for. It fails for every key
-// that EscapePath does not make of a valid path.
+// that EscapePath does not make of a valid path, and for those that it shortened.
 func UnescapePath(key string) (string, error) {
 	var b strings.Builder
 	for i := 0; i < len(key); i++ {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -57,36 +56,4 @@ func (c *Catalog) listed(ctx context.Context, id ID) Listed {
 	}
 	return Listed{Summary: *m.Summary(sumHex(data)), Sequence: m.Sequence, Epoch: m.Epoch,
 		Writer: m.Writer, Consistency: m.Consistency}
-}
-
-// Resolve returns the listed snapshot that a person means by text: its id, the
-// beginning of it that no other one has, or "" or "latest" for the newest. What names
-// none of them may name a branch in the same ways.
-func (c *Catalog) Resolve(ctx context.Context, text string) (ID, error) {
-	if ID(text).IsBranch() { // there may be no listed one
-		return c.resolveBranch(ctx, text)
-	}
-	h, _, err := c.Head(ctx)
-	if err != nil {
-		return "", err
-	}
-	if text == "" || text == "latest" {
-		return h.Newest.ID, nil
-	}
-	var found []ID
-	for _, id := range h.History {
-		if string(id) == text {
-			return id, nil
-		}
-		if strings.HasPrefix(string(id), text) {
-			found = append(found, id)
-		}
-	}
-	switch len(found) {
-	case 0:
-		return c.resolveBranch(ctx, text)
-	case 1:
-		return found[0], nil
-	}
-	return "", &UnknownIDError{Text: text, Matches: len(found)}
 }

@@ -83,7 +83,6 @@ type restorer struct {
 	m       *Manifest
 	dir     *datadir.Dir
 	root    bool // running as root: owners are restored too
-	zero    map[int64]tree.Hash
 	fetched atomic.Int64
 	chowned atomic.Bool // that owners cannot be set was logged
 }
@@ -117,9 +116,6 @@ func (r *restorer) run(ctx context.Context) (RestoreResult, error) {
 		r.o.Log.Info("an interrupted restore was finished first", "id", p.ID)
 	}
 	if err := r.discardOthers(p); err != nil {
-		return RestoreResult{}, err
-	}
-	if err := r.findZeroParts(ctx); err != nil {
 		return RestoreResult{}, err
 	}
 	next, err := r.bring(ctx, p != nil && p.Stage == StageInPlace)

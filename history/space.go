@@ -1,8 +1,6 @@
 package history
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -103,53 +101,13 @@ func (r *restorer) need() uint64 {
 		}
 		var size int64
 		for part := range e.Parts {
-			if _, length := tree.PartRange(e.Size, e.PartSize, part); !r.isZero(e, part) {
+			if _, length := tree.PartRange(e.Size, e.PartSize, part); !e.IsZeroPart(part) {
 				size += length
 			}
 		}
 		sum += uint64(size+block-1) / block * block
 	}
 	return sum
-}
-
-// maxZeroPart bounds what findZeroParts hashes. Bigger parts only exist in files
-// above 10 TiB, or in hostile manifests.
-const maxZeroPart = 1 << 30
-
-// findZeroParts learns the sums of whole parts that hold nothing but zeros, so that
-// the emptiness of a sparse file is neither fetched nor counted.
-func (r *restorer) findZeroParts(ctx context.Context) error {
-	r.zero = map[int64]tree.Hash{}
-	for i := range r.m.Entries {
-		e := &r.m.Entries[i]
-		size := e.PartSize
-		if len(e.Parts) < 2 || size > maxZeroPart || size != tree.PartSize(e.Size) {
-			continue
-		}
-		if _, ok := r.zero[size]; ok {
-			continue
-		}
-		sums, err := tree.HashParts(ctx, zeros{}, size, size)
-		if err != nil {
-			return err
-		}
-		r.zero[size] = sums[0]
-	}
-	return nil
-}
-
-// zeros is an endless file of zeros.
-type zeros struct{}
-
-func (zeros) ReadAt(p []byte, _ int64) (int, error) {
-	clear(p)
-	return len(p), nil
-}
-
-func (r *restorer) isZero(e *tree.Record, part int) bool {
-	_, length := tree.PartRange(e.Size, e.PartSize, part)
-	sum, ok := r.zero[length]
-	return ok && bytes.Equal(sum[:], e.Parts[part][:])
 }
 
 // allocated returns how many bytes a tree takes on disk that would be free without

@@ -215,7 +215,7 @@ func TestSparseFilesFit(t *testing.T) {
 	w := newWorld(t)
 	m := w.manifestOf(files{"small": "x"})
 	const size = 40 * tree.MinPartSize
-	sums, err := tree.HashParts(t.Context(), zeros{}, size, tree.MinPartSize)
+	sums, err := tree.HashParts(t.Context(), tree.Zeros{}, size, tree.MinPartSize)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -88,7 +88,7 @@ func (v *verifier) run(ctx context.Context) error {
 }
 
 func (v *verifier) part(ctx context.Context, r *tree.Record, part int) error {
-	n, err := v.c.fetchPart(ctx, ObjectKey(v.m.ID, r.Path), r, part, func([]byte, int64) error { return nil })
+	n, err := v.c.fetchPart(ctx, ObjectKey(v.m.ID, r.Path), r.ETag, r, part, nil)
 	if err != nil && otherCopyMayHelp(err) {
 		if errors.Is(err, objstore.ErrNotFound) {
 			err = v.c.missing(ctx, v.m.ID, err)

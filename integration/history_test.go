@@ -105,6 +105,8 @@ func TestHistoryCommands(t *testing.T) {
 		}
 		harness.Must(t, 0, store, "history", "list", "--json")
 		harness.Must(t, 0, store, "history", "verify", ids[1])
+		harness.Explain(t, harness.Must(t, 0, store, "history", "verify", "0s"), ids[3])
+		harness.Explain(t, harness.Must(t, 0, store, "history", "verify", "--all"), ids...)
 
 		// clear, beside a running mount, keeps the newest; the mount goes on.
 		harness.Must(t, 0, store, "history", "clear", "--yes")
@@ -118,7 +120,12 @@ func TestHistoryCommands(t *testing.T) {
 
 		// restore --at: an older state, which the next snapshot publishes (R3 for
 		// the newer one: it stays in history).
-		harness.Must(t, 0, store, "restore", "--at", ids[3], w.dir)
+		made, err := time.Parse("20060102T150405.000Z", ids[3][:len("20060102T150405.000Z")])
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := harness.Must(t, 0, store, "restore", "--at", made.Format(time.RFC3339Nano), w.dir)
+		harness.Explain(t, r, "The newest snapshot not after", ids[3])
 		if got := readFile(t, filepath.Join(w.dir, "counter")); got != "3" {
 			t.Errorf("restored the state after change %s, want 3", got)
 		}
@@ -181,21 +188,34 @@ func TestDamagedBytesAreFound(t *testing.T) {
 		w.seed()
 		id := w.publish().ID
 		damage(t, filepath.Join(w.store.Snapshot(id), "chroma.sqlite3"))
-		r := harness.Must(t, 5, w.store, "history", "verify")
+		writeFile(t, filepath.Join(w.dir, "note"), "so that there is another")
+		next := w.publish().ID
+		damage(t, filepath.Join(w.store.Snapshot(next), "note"))
+		r := harness.Must(t, 5, w.store, "history", "verify", id)
 		harness.Explain(t, r, "chroma.sqlite3", id)
+		harness.Explain(t, harness.Must(t, 5, w.store, "history", "verify", "--all"), "chroma.sqlite3", id, "note", next)
 	})
 	t.Run("mount with both copies damaged", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t, harness.NewS3Store(t))
 		w.seed()
+		older := w.publish().ID
+		w.advance()
 		id := w.publish().ID
 		damage(t, filepath.Join(w.store.Snapshot(id), "chroma.sqlite3"), filepath.Join(w.store.Folder, "chroma.sqlite3"))
 		w.lose()
 		if err := os.Mkdir(w.dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		r := w.refused(5)
-		harness.Explain(t, r, "chroma.sqlite3")
+		says := []string{"chroma.sqlite3", "part 1", "restore --at " + older, "were not read"}
+		harness.Explain(t, w.refused(5), says...)
+		harness.Explain(t, harness.Must(t, 5, w.store, "sync", w.dir), says...)
+		harness.Explain(t, harness.Must(t, 5, w.store, "restore", w.dir), says...)
+		harness.Must(t, 0, w.store, "restore", "--at", older, w.dir) // what is offered is a way out
+		m := w.mount()
+		harness.Verify(t, w.point, seedDocuments())
+		m.Unmount()
+		harness.Must(t, 0, w.store, "history", "verify")
 	})
 	t.Run("mount with one copy damaged", func(t *testing.T) {
 		t.Parallel()

@@ -209,6 +209,15 @@ func (r contextReader) ReadAt(b []byte, off int64) (int, error) {
 	return r.ReaderAt.ReadAt(b, off)
 }
 
+// NextData implements tree.Sparse.
+func (r contextReader) NextData(off, end int64) int64 { return tree.NextData(r.ReaderAt, off, end) }
+
+// Allocated implements tree.Sparse.
+func (r contextReader) Allocated() (int64, error) {
+	n, _, err := tree.Allocated(r.ReaderAt)
+	return n, err
+}
+
 func endOf(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return nil

@@ -86,6 +86,9 @@ func (u *Uploader) publishCut(ctx context.Context, view View, start time.Time) (
 		}
 		return res, err
 	}
+	if err := u.checkSparse(view); err != nil {
+		return Result{}, err
+	}
 	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel, u.since())
 	if err != nil {
 		return Result{}, err
@@ -202,7 +205,9 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 		return Result{}, err
 	}
 	prev, err := u.newestManifest(ctx)
-	if err != nil {
+	if errors.Is(err, history.ErrIntegrity) {
+		u.o.Log.Warn("the manifest of the newest snapshot cannot be used; this one does without", "error", err)
+	} else if err != nil {
 		return Result{}, err
 	}
 	m, err := u.newManifest(p.view)
@@ -444,6 +449,8 @@ func (u *Uploader) repairCurrent(ctx context.Context, next *history.Manifest, li
 		switch {
 		case err == nil:
 			past.Entries = append(past.Entries, m.Entries...)
+		case errors.Is(err, history.ErrIntegrity):
+			u.o.Log.Warn("what only this snapshot held may stay in current", "id", id, "error", err)
 		case !errors.Is(err, history.ErrGone) && !errors.Is(err, objstore.ErrNotFound):
 			return err
 		}

@@ -33,6 +33,7 @@ type transfer struct {
 	noCopy  atomic.Bool  // the store said that it cannot copy
 	noPart  atomic.Bool  // nor copy parts
 	spare   chan []byte  // buffers that nobody uses now
+	zeroed  zeroObjects
 }
 
 // run stores every file.
@@ -67,7 +68,7 @@ func (t *transfer) run(ctx context.Context) error {
 	if n := t.resumed.Load(); n > 0 {
 		t.log.Info("what failed attempts had stored was not sent again", "bytes", n, "bytes_uploaded", t.sent.Load())
 	}
-	return nil
+	return t.dropZeros(ctx)
 }
 
 // file stores one file and records the ETag of its object.
@@ -89,12 +90,14 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 			return err
 		}
 	}
-	it.settling()
 	f, err := t.view.Open(it.rec.Path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if err := t.settling(ctx, f, it); err != nil {
+		return err
+	}
 	var object objstore.Object
 	if len(it.rec.Parts) <= 1 {
 		object, err = t.put(ctx, key, f, it)
@@ -106,13 +109,18 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 }
 
 // settling makes the hashes of an item its own: those of parts that are sent are
-// recorded then, and of an unread file there are none before.
-func (it *item) settling() {
-	if it.unread {
-		it.rec.Parts = make([]tree.Hash, tree.PartCount(it.rec.Size, it.rec.PartSize))
-	} else {
+// recorded then, and of an unread file there are none before. A sparse one is hashed all
+// the same: its holes are skipped, and parts of zeros need not be sent.
+func (t *transfer) settling(ctx context.Context, f io.ReaderAt, it *item) error {
+	if !it.unread {
 		it.rec.Parts = slices.Clone(it.rec.Parts)
+		return nil
 	}
+	if allocated, known, err := tree.Allocated(f); err != nil || known && allocated < it.rec.Size {
+		return errors.Join(err, t.hash(ctx, it))
+	}
+	it.rec.Parts = make([]tree.Hash, tree.PartCount(it.rec.Size, it.rec.PartSize))
+	return nil
 }
 
 // put sends a file of one part, or of none.
@@ -228,6 +236,12 @@ func (t *transfer) part(ctx context.Context, up *building, f io.ReaderAt, it *it
 		t.ledger.note(up.id, journal.Stored{Key: up.key, Upload: up.ID(), Part: i + 1})
 	}
 	if copied, err := t.copyPart(ctx, up, it, i); copied || err != nil {
+		return err
+	}
+	if copied, err := t.copyZeros(ctx, up, it, i); copied || err != nil {
+		if copied {
+			t.notePart(up, it, i)
+		}
 		return err
 	}
 	exact, err := t.hold(ctx, f, it, i, func(body io.ReaderAt) error { return up.PutPart(ctx, i+1, body, off, length) })

@@ -28,6 +28,7 @@ type Options struct {
 	Interval     time.Duration    // between the cuts that Run takes; default 1 h
 	Settle       time.Duration    // how long Run waits for a moment without a write; at most a tenth of Interval counts
 	Keep         int              // how many snapshots are listed (H2)
+	MaxSparse    int64            // bytes; a bigger file of which less than half is on disk is refused; 0: none is
 	LastMutation func() time.Time // zero: none yet; nil: nothing mutates
 	Parallel     int              // requests and hashing at once; default 4
 	Now          func() time.Time // must go forward as time.Now does, with a monotonic reading

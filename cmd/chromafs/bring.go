@@ -70,12 +70,31 @@ func (w workshop) reconciling(o localOptions, up uploadOptions) reconcile.Env {
 func (w workshop) restore(ctx context.Context, o localOptions, at string) (reconcile.Result, error) {
 	var id history.ID
 	if at != "" {
-		var err error
-		if id, err = w.catalog.Resolve(ctx, at); err != nil {
+		choice, err := w.catalog.Resolve(ctx, at, w.env.now())
+		if err != nil {
 			return reconcile.Result{}, err
 		}
+		if err := announce(w.env, at, choice); err != nil {
+			return reconcile.Result{}, err
+		}
+		id = choice.ID
 	}
 	return reconcile.RestoreAt(ctx, w.reconciling(o, uploadOptions{}), id)
+}
+
+// announce says which snapshot was chosen where that was not named in full.
+func announce(e *env, text string, c history.Choice) error {
+	made := c.ID.Time().In(e.now().Location())
+	switch {
+	case text == string(c.ID) || text == "":
+		return nil
+	case c.At.IsZero():
+		_, err := fmt.Fprintf(e.stdout, "%q is snapshot %s, of %s.\n", text, c.ID, made.Format(time.DateTime))
+		return err
+	}
+	_, err := fmt.Fprintf(e.stdout, "The newest snapshot not after %s is %s, of %s.\n",
+		c.At.In(made.Location()).Format(time.DateTime), c.ID, made.Format(time.DateTime))
+	return err
 }
 
 // snapshot takes and publishes a snapshot of DIR as it lies there. Unless mayReplace

@@ -151,15 +151,15 @@ func TestFlagsOfEachCommand(t *testing.T) {
 	logging := []string{"log-format", "log-level"}
 	local := []string{"no-local-backup", "keep-local-backups"}
 	want := map[string][]string{
-		"mount": slices.Concat(store, write, logging, local, []string{"interval", "settle", "keep", "verify", "prefer-local", "offline",
+		"mount": slices.Concat(store, write, logging, local, []string{"interval", "settle", "keep", "verify", "max-file-size", "prefer-local", "offline",
 			"store-timeout", "stop-timeout", "flush-timeout", "handoff-timeout", "quiesce-timeout", "scratch-limit", "allow-other", "daemon"}),
-		"snapshot":       slices.Concat(store, write, logging, []string{"json", "keep", "verify"}),
+		"snapshot":       slices.Concat(store, write, logging, []string{"json", "keep", "verify", "max-file-size"}),
 		"restore":        slices.Concat(store, logging, local, []string{"at", "skip-backup"}),
-		"sync":           slices.Concat(store, write, logging, local, []string{"keep", "verify", "prefer-local"}),
+		"sync":           slices.Concat(store, write, logging, local, []string{"keep", "verify", "max-file-size", "prefer-local"}),
 		"history list":   slices.Concat(store, logging, []string{"json"}),
 		"history clear":  slices.Concat(store, write, logging, []string{"yes"}),
 		"history prune":  slices.Concat(store, logging, []string{"branches", "yes"}),
-		"history verify": slices.Concat(store, logging),
+		"history verify": slices.Concat(store, logging, []string{"all"}),
 		"history adopt":  slices.Concat(store, write, logging),
 		"doctor":         slices.Concat(store, write, logging, []string{"json"}),
 		"status":         slices.Concat(logging, []string{"json", "check"}),

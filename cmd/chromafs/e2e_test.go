@@ -297,7 +297,8 @@ func TestKilledAndMountedAgain(t *testing.T) {
 		writeFile(t, filepath.Join(s.point, fmt.Sprint("file", round)), "x")
 		unix.Sync()
 		d.signal(unix.SIGKILL)
-		if r := s.try("snapshot", s.point); r.code != 1 || !strings.Contains(r.stderr, "fusermount3 -uz "+s.point) && !strings.Contains(r.stderr, "EOF") {
+		if r := s.try("snapshot", s.point); r.code != 1 || !strings.Contains(r.stderr, "fusermount3 -uz "+s.point) && !strings.Contains(r.stderr, "EOF") &&
+			!strings.Contains(r.stderr, "connection reset") { // it may die while it is asked
 			t.Errorf("a dead mount: %+v", r)
 		}
 		d.wait()

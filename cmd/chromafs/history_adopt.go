@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
@@ -42,14 +41,18 @@ func runHistoryAdopt(ctx context.Context, e *env, o historyAdoptOptions, args ar
 	if err := o.log.apply(e); err != nil {
 		return err
 	}
-	id, err := history.ParseID(words[0])
-	if err != nil {
-		return usage(err.Error(), "history adopt wants the whole id of a snapshot, a folder's name below history/ in the store")
-	}
 	catalog, known, err := o.store.openToWrite(e, nil, retry.Brief)
 	if err != nil {
 		return err
 	}
+	choice, err := catalog.ResolveAdoptable(ctx, words[0], e.now())
+	if err != nil {
+		return err
+	}
+	if err := announce(e, words[0], choice); err != nil {
+		return err
+	}
+	id := choice.ID
 	if err := known.ready(ctx); err != nil {
 		return err
 	}

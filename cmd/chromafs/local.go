@@ -49,6 +49,7 @@ func (o *localOptions) validate() error {
 type uploadOptions struct {
 	keep     int
 	verify   string
+	maxFile  string
 	interval time.Duration // mount only
 	settle   time.Duration // mount only
 }
@@ -56,6 +57,7 @@ type uploadOptions struct {
 func (o *uploadOptions) AddFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&o.keep, "keep", 24, "how many snapshots to keep in the store")
 	flags.StringVar(&o.verify, "verify", string(dbcheck.Quick), "check the databases that changed before a snapshot is published: none, quick or full")
+	flags.StringVar(&o.maxFile, "max-file-size", "64GiB", "take no snapshot with a file above this `size` that is mostly holes, and would fill the store with zeros; dense files may have any size; 0: no limit")
 }
 
 func (o *uploadOptions) validate() error {
@@ -64,6 +66,9 @@ func (o *uploadOptions) validate() error {
 	}
 	if _, err := dbcheck.ParseMode(o.verify); err != nil {
 		return usageError("--verify: %v", err)
+	}
+	if n, ok := parseSize(o.maxFile); !ok || n < 0 {
+		return usageError("--max-file-size %q: want %s, less than 8 EiB; 0 for no limit", o.maxFile, sizeForms)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ type restoreOptions struct {
 }
 
 func (o *restoreOptions) AddFlags(flags *pflag.FlagSet) {
-	flags.StringVar(&o.at, "at", "", "the `ID` of the snapshot or branch, or the beginning of it; by default the newest")
+	flags.StringVar(&o.at, "at", "", "the `SNAPSHOT` or branch: its id, the beginning of it, or a time, which means the newest not after it (2026-11-24, \"2026-11-24 15:04\", RFC 3339, or 2h and 3d ago); by default the newest")
 	o.store.AddFlags(flags)
 	o.local.AddFlags(flags)
 	flags.BoolVar(&o.skip, "skip-backup", false, "the same as --no-local-backup")

@@ -20,16 +20,31 @@ func parseScratchLimit(text string) (fusefs.ScratchLimit, error) {
 		}
 		return fusefs.ScratchLimit{Percent: percent}, nil
 	}
+	n, ok := parseSize(text)
+	switch {
+	case !ok:
+		return refuse("neither a size (" + sizeForms + ") nor a share (10%)")
+	case n < 1:
+		return refuse("must be at least 1 byte, and less than 8 EiB")
+	}
+	return fusefs.ScratchLimit{Bytes: n}, nil
+}
+
+const sizeForms = "a number of bytes, or one with K, M, G, T, KiB, MiB, GiB or TiB"
+
+// parseSize reads a number of bytes; -1 is one that is negative or too big. ok is false
+// for what is none.
+func parseSize(text string) (n int64, ok bool) {
 	number := strings.TrimRight(text, "KMGTiB")
 	unit, ok := sizeUnits[text[len(number):]]
 	value, err := strconv.ParseFloat(number, 64)
-	switch {
-	case !ok || err != nil:
-		return refuse("neither a size (a number of bytes, or one with K, M, G, T, KiB, MiB, GiB or TiB) nor a share (10%)")
-	case !(value*unit >= 1 && value*unit < math.MaxInt64):
-		return refuse("must be at least 1 byte, and less than 8 EiB")
+	if !ok || err != nil {
+		return 0, false
 	}
-	return fusefs.ScratchLimit{Bytes: int64(value * unit)}, nil
+	if !(value*unit >= 0 && value*unit < math.MaxInt64) {
+		return -1, true
+	}
+	return int64(value * unit), true
 }
 
 // sizeUnits are powers of 1024, whichever way they are written.

@@ -125,8 +125,9 @@ func (s *session) start(ctx context.Context) error {
 // newUploader wires an uploader for a DIR that this process holds.
 func newUploader(e *env, l *local, c *history.Catalog, k *knowledge, o uploadOptions,
 	cut func(context.Context) (uploader.View, error), lastMutation func() time.Time, tookOver func(history.Head)) (*uploader.Uploader, error) {
+	most, _ := parseSize(o.maxFile) // validated
 	return uploader.New(uploader.Options{
-		Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log), Ready: k.ready,
+		MaxSparse: most, Cut: cut, Queue: l.journal, Catalog: c, Check: databaseCheck(o.verify, e.log), Ready: k.ready,
 		Interval: o.interval, Settle: o.settle, Keep: o.keep, LastMutation: lastMutation,
 		Now: e.now, Rand: rand.Reader, Log: e.log, TookOver: tookOver,
 	})

@@ -300,10 +300,11 @@ func (m *Mount) Snapshot() Snapshot {
 	if r.Code != 0 {
 		m.t.Fatalf("snapshot exited with %d: %s\nthe daemon says: %s", r.Code, r.Output(), m.log)
 	}
-	return parseSnapshot(m.t, r)
+	return ParseSnapshot(m.t, r)
 }
 
-func parseSnapshot(t testing.TB, r Result) Snapshot {
+// ParseSnapshot reads what "snapshot --json" printed.
+func ParseSnapshot(t testing.TB, r Result) Snapshot {
 	t.Helper()
 	var s Snapshot
 	if err := json.Unmarshal([]byte(r.Stdout), &s); err != nil || s.ID == "" {
@@ -427,7 +428,7 @@ func Must(t testing.TB, code int, s *Store, args ...string) Result {
 // SnapshotOffline takes a snapshot of a folder that is not mounted.
 func SnapshotOffline(t testing.TB, s *Store, dir string) Snapshot {
 	t.Helper()
-	return parseSnapshot(t, Must(t, 0, s, "snapshot", "--json", dir))
+	return ParseSnapshot(t, Must(t, 0, s, "snapshot", "--json", dir))
 }
 
 // Explain returns an error unless the text holds every word: what failed, on what,

@@ -28,6 +28,11 @@ type GetOptions struct {
 	IfNoneMatch    string // ErrNotModified if the ETag is this one
 }
 
+// Sparse is the body of a Get that may know that it is nothing but zeros, without
+// reading them: a hole in a file. Zeros is asked before the first Read; false says
+// nothing.
+type Sparse interface{ Zeros() bool }
+
 // PutOptions makes a Put conditional. At most one of IfMatch and IfAbsent is set.
 type PutOptions struct {
 	IfMatch     string // replace this state only, else ErrPrecondition

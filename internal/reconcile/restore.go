@@ -22,9 +22,15 @@ import (
 // branch counts as an older one.
 // The local copy is kept in backups; with NoLocalBackup it must be in the store
 // already. After the restore of an older snapshot DIR is dirty, based on the
-// newest: the next mount keeps it, and the next snapshot publishes it.
+// newest: the next mount keeps it, and the next snapshot publishes it. Where a snapshot
+// is damaged the error names an older one that looks whole.
 func RestoreAt(ctx context.Context, e Env, at history.ID) (Result, error) {
 	r := &runner{Env: e}
+	res, err := r.runRestore(ctx, at)
+	return res, e.Catalog.OfferOlder(ctx, err)
+}
+
+func (r *runner) runRestore(ctx context.Context, at history.ID) (Result, error) {
 	if err := r.begin(ctx); err != nil {
 		return Result{}, err
 	}

@@ -53,13 +53,19 @@ type Result struct {
 }
 
 // Run brings DIR to where DESIGN §7 wants it, having taken the store over first
-// where Env says how. On a *Refusal neither DIR nor the store was touched.
+// where Env says how. On a *Refusal neither DIR nor the store was touched. Where a
+// snapshot is damaged the error names an older one that looks whole.
 func Run(ctx context.Context, e Env) (Result, error) {
 	r := &runner{Env: e}
+	res, err := r.run(ctx)
+	return res, e.Catalog.OfferOlder(ctx, err)
+}
+
+func (r *runner) run(ctx context.Context) (Result, error) {
 	if err := r.begin(ctx); err != nil {
 		return Result{}, err
 	}
-	taken := e.Takeover == nil
+	taken := r.Takeover == nil
 	for {
 		d, local, err := r.decide(ctx)
 		if err != nil {

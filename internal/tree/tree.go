@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 )
 
 // Type says what kind of file an entry is. Other kinds (sockets, FIFOs, devices)
@@ -151,16 +152,36 @@ func PartRange(size, partSize int64, i int) (off, length int64) {
 	return off, min(partSize, size-off)
 }
 
-// HashPart returns the SHA-256 of length bytes of r from off on. It fails with
+// hashChunk is how much is read at once, and how often a hole is looked for.
+const hashChunk = 256 << 10
+
+var hashBuffers = sync.Pool{New: func() any { return new([hashChunk]byte) }}
+
+// HashPart returns the SHA-256 of length bytes of r from off on. Holes are not read,
+// and a part that is nothing else is not hashed either: see ZeroHash. It fails with
 // io.ErrUnexpectedEOF where r is shorter.
 func HashPart(r io.ReaderAt, off, length int64) (Hash, error) {
-	h := sha256.New()
-	n, err := io.Copy(h, io.NewSectionReader(r, off, length))
-	if err != nil {
-		return Hash{}, err
+	end := off + length
+	if length > 0 && NextData(r, off, end) == end {
+		return ZeroHash(length), nil
 	}
-	if n != length {
-		return Hash{}, fmt.Errorf("%w: %d of %d bytes at offset %d", io.ErrUnexpectedEOF, n, length, off)
+	h := sha256.New()
+	buf := hashBuffers.Get().(*[hashChunk]byte)
+	defer hashBuffers.Put(buf)
+	for at := off; at < end; {
+		data := NextData(r, at, end)
+		writeZeros(h, data-at)
+		at = data
+		p := buf[:min(hashChunk, end-at)]
+		n, err := r.ReadAt(p, at)
+		if n < len(p) && (err == nil || err == io.EOF) {
+			err = fmt.Errorf("%w: %d of %d bytes at offset %d", io.ErrUnexpectedEOF, at+int64(n)-off, length, off)
+		}
+		if n < len(p) {
+			return Hash{}, err
+		}
+		h.Write(p)
+		at += int64(n)
 	}
 	return Hash(h.Sum(nil)), nil
 }

@@ -47,6 +47,9 @@ func (s *Store) copy(ctx context.Context, dst string, src objstore.Object, o obj
 				return objectIf(dst, st, err)
 			}
 		}
+		if err := t.Truncate(src.Size); err != nil {
+			return none, err
+		}
 		if err := copyRange(ctx, t.File, 0, from, 0, src.Size); err != nil {
 			return none, err
 		}
@@ -141,17 +144,27 @@ func cannotLink(err error) bool {
 	return ignore(err, unix.EPERM, unix.EMLINK, unix.EXDEV, unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL) == nil
 }
 
-// chunk is how much is copied between two looks at the context.
+// chunk is how much is copied between two looks at the context, and for a hole.
 const chunk = 16 << 20
 
 // copyRange copies bytes between two files of the store. Reflinking file systems
-// share them, others copy them in the kernel.
+// share them, others copy them in the kernel. Holes stay holes, as in write.
 func copyRange(ctx context.Context, dst *os.File, at int64, src *os.File, off, size int64) error {
 	for size > 0 {
 		if err := objstore.Ended(ctx); err != nil {
 			return err
 		}
+		if hole := tree.NextData(src, off, off+size) - off; hole > 0 {
+			if err := tree.MakeZeros(dst, at, hole); err != nil {
+				return err
+			}
+			off, at, size = off+hole, at+hole, size-hole
+			continue
+		}
 		length := min(size, chunk)
+		if hole, err := unix.Seek(int(src.Fd()), off, unix.SEEK_HOLE); err == nil && hole > off {
+			length = min(length, hole-off)
+		}
 		from, to := off, at
 		n, err := unix.CopyFileRange(int(src.Fd()), &from, int(dst.Fd()), &to, int(length), 0)
 		if err != nil && ignore(err, unix.EXDEV, unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL, unix.EPERM) == nil {

@@ -59,7 +59,7 @@ func (s *Store) get(ctx context.Context, key string, o objstore.GetOptions) (_ i
 	if err != nil {
 		return nil, found, err
 	}
-	return &reader{s: s, ctx: ctx, key: key, f: f, r: io.NewSectionReader(f, o.Offset, length), left: length}, found, nil
+	return &reader{s: s, ctx: ctx, key: key, f: f, off: o.Offset, r: io.NewSectionReader(f, o.Offset, length), left: length}, found, nil
 }
 
 // reader is the body of an object.
@@ -68,8 +68,14 @@ type reader struct {
 	ctx  context.Context // of the operation that the body belongs to, as in net/http
 	key  string
 	f    *os.File
+	off  int64 // where it began to read
 	r    io.Reader
 	left int64
+}
+
+// Zeros implements objstore.Sparse.
+func (r *reader) Zeros() bool {
+	return r.left > 0 && tree.NextData(r.f, r.off, r.off+r.left) == r.off+r.left
 }
 
 // Read implements io.Reader. A file that someone cuts short meanwhile is no EOF (O5).

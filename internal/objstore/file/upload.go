@@ -158,7 +158,12 @@ func (u *upload) part(ctx context.Context, n int, size int64, fill func(f *folde
 	if err != nil {
 		return err
 	}
-	err = fill(f, to, at)
+	if spooled {
+		err = to.Truncate(size) // it may end in a hole
+	}
+	if err == nil {
+		err = fill(f, to, at)
+	}
 	if err = errors.Join(err, to.Close()); err != nil {
 		return err
 	}

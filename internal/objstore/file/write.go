@@ -239,6 +239,9 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 		return none, err
 	}
 	defer t.discard()
+	if err := t.Truncate(size); err != nil {
+		return none, err
+	}
 	if err := write(ctx, t.File, 0, body, 0, size); err != nil {
 		return none, err
 	}
@@ -255,15 +258,33 @@ func (s *Store) put(ctx context.Context, key string, body io.ReaderAt, size int6
 	return objectOf(key, st), nil
 }
 
-// write copies size bytes of a caller's body into a file.
+// write copies size bytes of a caller's body into a file that is long enough already,
+// or is made so by whoever completes it. Holes stay holes.
 func write(ctx context.Context, f *os.File, at int64, body io.ReaderAt, off, size int64) error {
-	src := objstore.NewBody(body, off, size)
-	_, err := io.Copy(io.NewOffsetWriter(f, at), endsWith{ctx, src})
-	if src.Err() != nil {
-		return &callerError{src.Err()}
+	for end := off + size; off < end; {
+		if err := objstore.Ended(ctx); err != nil {
+			return err
+		}
+		data := tree.NextData(body, off, end)
+		if err := tree.MakeZeros(f, at, data-off); err != nil {
+			return err
+		}
+		at, off = at+data-off, data
+		src := objstore.NewBody(body, off, min(end-off, look))
+		n, err := io.Copy(io.NewOffsetWriter(f, at), endsWith{ctx, src})
+		if src.Err() != nil {
+			return &callerError{src.Err()}
+		}
+		if err != nil {
+			return err
+		}
+		at, off = at+n, off+n
 	}
-	return err
+	return nil
 }
+
+// look is how much is written until the next hole is looked for.
+const look = 1 << 20
 
 // endsWith reads until its context ends.
 type endsWith struct {
