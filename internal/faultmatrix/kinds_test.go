@@ -80,7 +80,25 @@ type one struct {
 	kind
 }
 
-func (c one) String() string { return fmt.Sprintf("request %d (%s), %s", c.n, c.what, c.name) }
+// String names a case, without slashes, so that -run can choose it.
+func (c one) String() string {
+	what, query, _ := strings.Cut(c.what.URI, "?")
+	if _, key, ok := strings.Cut(what, "/"+prefix+"/"); ok {
+		what = strings.ReplaceAll(key, "/", ":")
+	} else {
+		what = "bucket"
+	}
+	for _, word := range []string{"partNumber", "uploadId", "uploads", "delete", "list-type"} {
+		if strings.Contains(query, word) {
+			what += " " + word
+			break
+		}
+	}
+	if c.what.Source != "" {
+		what += " copy"
+	}
+	return fmt.Sprintf("%02d %s %s, %s", c.n, c.what.Method, what, c.name)
+}
 
 // stride is which part of the matrix is tried by default. It is below the number of
 // kinds that suit every request, so that each request and each kind is among them.
