@@ -153,15 +153,15 @@ func newMachine(t *testing.T, p place, keep int) *machine {
 	t.Helper()
 	m := &machine{place: p, t: t, path: filepath.Join(t.TempDir(), "dir"), store: &changeable{}, log: &logBuffer{}, keep: keep}
 	m.catalog = history.NewCatalog(m.store, m.logger())
-	m.patience(t, s3.Timeouts{})
+	m.reopenStore(t, s3.Timeouts{})
 	m.direct = history.NewCatalog(openStore(t, p, p.server.Endpoint, s3.Timeouts{}), m.logger())
 	t.Cleanup(func() { m.stop(t) })
 	m.start(t)
 	return m
 }
 
-// patience opens the store anew.
-func (m *machine) patience(t *testing.T, timeouts s3.Timeouts) {
+// reopenStore opens the store anew.
+func (m *machine) reopenStore(t *testing.T, timeouts s3.Timeouts) {
 	t.Helper()
 	m.store.Store = openStore(t, m.place, m.proxy.URL, timeouts)
 }
@@ -221,7 +221,9 @@ func (m *machine) cut(ctx context.Context) (uploader.View, error) {
 
 // mount decides and carries out what a mount does.
 func (m *machine) mount(t *testing.T) (reconcile.Result, error) {
-	return reconcile.Run(t.Context(), reconcile.Env{Dir: m.dir, Journal: m.j, Catalog: m.catalog, Backups: 1,
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	return reconcile.Run(ctx, reconcile.Env{Dir: m.dir, Journal: m.j, Catalog: m.catalog, Backups: 1,
 		Takeover: m.up.Takeover, Now: time.Now, Log: m.logger()})
 }
 

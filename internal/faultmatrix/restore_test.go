@@ -96,12 +96,12 @@ func spoiledRestore(t *testing.T, p pair, c one, rnd *rand.Rand) {
 			m.lose(t)
 			old = map[string]string{}
 		}
-		m.patience(t, c.timeouts)
+		m.reopenStore(t, c.timeouts)
 		m.proxy.Spoil(c.n, c.fault(rnd.IntN))
 		res, err := m.mount(t)
 		hit, asked := m.proxy.Spoiled(), len(m.proxy.Requests())
 		m.proxy.Choose(nil)
-		m.patience(t, s3.Timeouts{})
+		m.reopenStore(t, s3.Timeouts{})
 		t.Logf("the mount: %s, %s, %v", res.Row, res.Action, err)
 
 		again := n < tries && (hit == 0 && (err != nil || asked < c.n) || c.works && err != nil)

@@ -2,12 +2,14 @@ package faultmatrix
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/chromafs/chromafs/internal/objstore/s3"
 	"github.com/chromafs/chromafs/internal/testutil/faultproxy"
@@ -102,18 +104,23 @@ func checkRequests(t *testing.T, requests []faultproxy.Request) {
 // machine they may end a run before its request n, or a slow answer.
 const tries = 5
 
+// patience is how long a run with a fault may take: longer than any timeout of its own.
+const patience = time.Minute
+
 func spoiledSnapshot(t *testing.T, m *machine, c one, rnd *rand.Rand) {
 	m.log.Reset()
 	for n := 1; ; n++ {
 		before := m.files(t)
 		m.change(t)
 		after := m.files(t)
-		m.patience(t, c.timeouts)
+		m.reopenStore(t, c.timeouts)
 		m.proxy.Spoil(c.n, c.fault(rnd.IntN))
-		res, err := m.up.Snapshot(t.Context())
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		res, err := m.up.Snapshot(ctx)
+		cancel()
 		hit := m.proxy.Spoiled()
 		m.proxy.Choose(nil)
-		m.patience(t, s3.Timeouts{})
+		m.reopenStore(t, s3.Timeouts{})
 		t.Logf("the snapshot: %+v, %v", res, err)
 
 		failed := err != nil || res.Untidy != ""
