@@ -147,6 +147,9 @@ func (g *guard) success(req *http.Request, resp *http.Response) (*http.Response,
 			if err != nil {
 				return nil, err
 			}
+			if a, err := parse(body); err == nil && a.isError() {
+				return g.errorInSuccess(req, resp, body, a), nil
+			}
 			return g.foreign(req, resp, body, "no ETag"), nil
 		}
 		return resp, nil
@@ -160,15 +163,22 @@ func (g *guard) success(req *http.Request, resp *http.Response) (*http.Response,
 	switch {
 	case err != nil:
 		return g.foreign(req, resp, body, "not well-formed XML"), nil
-	case a.XMLName.Local == "Error" && a.Code != "":
-		resp.StatusCode = statusOf(a.Code)
-		resp.Status = fmt.Sprintf("%d in an answer 200", resp.StatusCode)
-		return g.own(req, resp, body, a), nil
+	case a.isError():
+		return g.errorInSuccess(req, resp, body, a), nil
 	}
 	if why := check(a); why != "" {
 		return g.foreign(req, resp, body, why), nil
 	}
 	return resp, nil
+}
+
+func (a answer) isError() bool { return a.XMLName.Local == "Error" && a.Code != "" }
+
+// errorInSuccess passes on an error that the store reports in an answer 200.
+func (g *guard) errorInSuccess(req *http.Request, resp *http.Response, body []byte, a answer) *http.Response {
+	resp.StatusCode = statusOf(a.Code)
+	resp.Status = fmt.Sprintf("%d in an answer 200", resp.StatusCode)
+	return g.own(req, resp, body, a)
 }
 
 // statusOf gives an error inside an answer 200 the status that it would have had.
@@ -263,7 +273,7 @@ func (g *guard) failure(req *http.Request, resp *http.Response) (*http.Response,
 	}
 	setBody(resp, body)
 	a, err := parse(body)
-	if err == nil && a.XMLName.Local == "Error" && a.Code != "" {
+	if err == nil && a.isError() {
 		return g.own(req, resp, body, a), nil
 	}
 	switch code := resp.StatusCode; {
