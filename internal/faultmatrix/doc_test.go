@@ -4,8 +4,8 @@
 //
 // A dry run counts the requests; then, for each of them and each kind of fault:
 //
-//  1. What is published is the snapshot before or the one after, and each listed
-//     snapshot verifies to the last byte (S2, S3). What was said to be published is.
+//  1. Where the snapshot failed, the one before is published, else it is itself; each
+//     listed one verifies to the last byte (S2, S3).
 //  2. A restore leaves the old files or the new ones, whole (R2), and never takes what
 //     went wrong for an empty store (R4).
 //  3. No fault fences the writer, and what passes by itself is reported as ErrUnavailable.

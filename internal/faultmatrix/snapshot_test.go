@@ -136,9 +136,12 @@ func spoiledSnapshot(t *testing.T, m *machine, c one, rnd *rand.Rand) {
 		}
 		c.checkKind(t, err)
 		got := m.published(t, rnd.IntN(8) == 0)
-		notBefore, notAfter := differ(got, before), differ(got, after)
-		if notAfter != nil && (notBefore != nil || err == nil) {
-			t.Errorf("published is neither: %v; %v", notBefore, notAfter)
+		want := before
+		if err == nil {
+			want = after
+		}
+		if d := differ(got, want); d != nil {
+			t.Errorf("published is not what was said (%v): %v", err, d)
 		}
 		if rnd.IntN(3) == 0 { // life goes on before anyone tries again
 			m.change(t)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -34,6 +35,13 @@ func (x *Exchange) Answer() *httptest.ResponseRecorder {
 	}
 	answer.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
 	return answer
+}
+
+// Reply sends an answer that was kept.
+func (x *Exchange) Reply(a *httptest.ResponseRecorder) {
+	maps.Copy(x.W.Header(), a.Header())
+	x.W.WriteHeader(a.Code)
+	_, _ = x.W.Write(a.Body.Bytes()) // the client may have gone
 }
 
 // Conn takes the client's connection over.

@@ -84,7 +84,7 @@ func Start(t testing.TB, endpoint string) *Proxy {
 		t.Fatal(err)
 	}
 	p.URL = "http://" + p.address
-	p.server = &http.Server{Handler: http.HandlerFunc(p.serve), ConnState: p.track, ErrorLog: log.New(io.Discard, "", 0)}
+	p.server = &http.Server{Handler: p, ConnState: p.track, ErrorLog: log.New(io.Discard, "", 0)}
 	if err := p.listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,8 @@ func (p *Proxy) Spoiled() int {
 	return p.spoiled
 }
 
-func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP implements http.Handler, for tests that listen in their own way.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	p.requests = append(p.requests, Request{r.Method, r.URL.RequestURI(), r.ContentLength, r.Header.Get("x-amz-copy-source")})
 	var f Fault
