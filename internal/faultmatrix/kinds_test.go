@@ -35,8 +35,9 @@ func always(f faultproxy.Fault) func(func(int) int) faultproxy.Fault {
 // A connection on which nothing moves is given up after these. Slow answers move
 // more often than that, and take longer.
 var (
-	short = s3.Timeouts{Idle: 500 * time.Millisecond, Header: 500 * time.Millisecond}
-	slow  = s3.Timeouts{Idle: 700 * time.Millisecond, Header: 10 * time.Second}
+	patient s3.Timeouts // minutes
+	short   = s3.Timeouts{Idle: 500 * time.Millisecond, Header: 500 * time.Millisecond}
+	slow    = s3.Timeouts{Idle: 700 * time.Millisecond, Header: 10 * time.Second}
 )
 
 const dripPieces, dripPause = 9, 100 * time.Millisecond

@@ -153,8 +153,8 @@ func newMachine(t *testing.T, p place, keep int) *machine {
 	t.Helper()
 	m := &machine{place: p, t: t, path: filepath.Join(t.TempDir(), "dir"), store: &changeable{}, log: &logBuffer{}, keep: keep}
 	m.catalog = history.NewCatalog(m.store, m.logger())
-	m.reopenStore(t, s3.Timeouts{})
-	m.direct = history.NewCatalog(openStore(t, p, p.server.Endpoint, s3.Timeouts{}), m.logger())
+	m.reopenStore(t, patient)
+	m.direct = history.NewCatalog(openStore(t, p, p.server.Endpoint, patient), m.logger())
 	t.Cleanup(func() { m.stop(t) })
 	m.start(t)
 	return m

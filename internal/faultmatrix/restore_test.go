@@ -9,7 +9,6 @@ import (
 
 	"github.com/chromafs/chromafs/history"
 	"github.com/chromafs/chromafs/internal/datadir"
-	"github.com/chromafs/chromafs/internal/objstore/s3"
 	"github.com/chromafs/chromafs/internal/testutil/faultproxy"
 )
 
@@ -101,7 +100,7 @@ func spoiledRestore(t *testing.T, p pair, c one, rnd *rand.Rand) {
 		res, err := m.mount(t)
 		hit, asked := m.proxy.Spoiled(), len(m.proxy.Requests())
 		m.proxy.Choose(nil)
-		m.reopenStore(t, s3.Timeouts{})
+		m.reopenStore(t, patient)
 		t.Logf("the mount: %s, %s, %v", res.Row, res.Action, err)
 
 		again := n < tries && (hit == 0 && (err != nil || asked < c.n) || c.works && err != nil)

@@ -120,7 +120,7 @@ func spoiledSnapshot(t *testing.T, m *machine, c one, rnd *rand.Rand) {
 		cancel()
 		hit := m.proxy.Spoiled()
 		m.proxy.Choose(nil)
-		m.reopenStore(t, s3.Timeouts{})
+		m.reopenStore(t, patient)
 		t.Logf("the snapshot: %+v, %v", res, err)
 
 		failed := err != nil || res.Untidy != ""

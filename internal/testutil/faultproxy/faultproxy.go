@@ -190,8 +190,15 @@ func (p *Proxy) listen() error {
 // goDown resets every connection and lets new ones be refused.
 func (p *Proxy) goDown() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.listener.Close()
+	p.mu.Unlock()
+	p.Drop()
+}
+
+// Drop resets every connection.
+func (p *Proxy) Drop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for c := range p.conns {
 		reset(c)
 	}
