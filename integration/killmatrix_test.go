@@ -183,8 +183,13 @@ func (k *killed) second() {
 	for name, content := range map[string]string{"comes": "it came", "changes": "after"} {
 		writeFile(k.t, filepath.Join(k.dir, name), content)
 	}
-	if err := os.Remove(filepath.Join(k.dir, "goes")); err != nil {
-		k.t.Fatal(err)
+	remove(k.t, filepath.Join(k.dir, "goes"))
+}
+
+func remove(t testing.TB, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
 	}
 }
 

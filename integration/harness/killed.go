@@ -55,3 +55,12 @@ func diedAt(t testing.TB, failpoint string, state *os.ProcessState, hits, output
 		t.Fatalf("it died, but not at %s: %q, %v: %s", failpoint, noted, err, output)
 	}
 }
+
+// Failing runs a subcommand on a store with failpoints, and reports whether any acted.
+func Failing(t testing.TB, failpoints string, s *Store, args ...string) (r Result, hit bool) {
+	t.Helper()
+	hits := filepath.Join(t.TempDir(), "failpoints")
+	env := append(s.env(), "CHROMAFS_FAILPOINTS="+failpoints, "CHROMAFS_FAILPOINTS_LOG="+hits, "GORACE=atexit_sleep_ms=0")
+	r = run(t, env, FailpointsBinary(t), append(args, s.flags()...)...)
+	return r, Exists(t, hits)
+}
