@@ -79,6 +79,9 @@ var killMatrix = []deadly{
 	{at: "history/restore-install", scene: updating},
 	{at: "history/restore-install-entry", scene: updating, nth: 2},
 	{at: "history/restore-install-entry", scene: hydrating},
+	{at: "history/restore-retire-entry", scene: updatingBare},
+	{at: "history/restore-install-entry", scene: updatingBare},
+	{at: "history/restore-installed", scene: updatingBare},
 	{at: "history/restore-intent-installed", scene: updating},
 	{at: "history/restore-installed", scene: updating},
 	{at: "history/restore-intent-in-place", scene: updatingInPlace},
@@ -129,6 +132,7 @@ type killed struct {
 	dirs  []map[string]string // what DIR may hold afterwards, the likeliest first
 	again func()              // what a person does next, before the mount; nil: nothing
 	prune bool                // who died left litter that no journal knows of
+	old   map[string]string   // what the one local backup holds (R2); nil: there is none
 }
 
 func (k *killed) time() int { return max(k.nth, 1) }
@@ -242,6 +246,14 @@ func hydrating(k *killed) {
 // updating: a mount on a disk that is one snapshot old.
 func updating(k *killed) {
 	k.behind(func(*world) {})
+	k.old = filesOf(k.t, k.dir)
+	k.mountDies()
+}
+
+// updatingBare: that keeps no backup of it.
+func updatingBare(k *killed) {
+	k.behind(func(*world) {})
+	k.flags = []string{"--no-local-backup"}
 	k.mountDies()
 }
 
@@ -340,6 +352,11 @@ func (k *killed) recovers() {
 	m.Unmount()
 	k.same("DIR", filesOf(k.t, k.dir), want)
 	k.same("the snapshot", filesOf(k.t, k.store.Restored(k.store.Newest())), withManifest(k.t, k.store, want))
+	if k.old != nil {
+		k.same("the backup", filesOf(k.t, k.oneBackup()), k.old)
+	} else if b := k.backups(); len(b) > 0 && k.again == nil {
+		k.t.Errorf("local backups: %v", b)
+	}
 	if k.prune {
 		clock := filepath.Join(k.t.TempDir(), "clock") // litter is left alone for a day
 		writeFile(k.t, clock, "25h")
