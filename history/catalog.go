@@ -56,9 +56,19 @@ func (c *Catalog) Head(ctx context.Context) (Head, string, error) {
 // errUnreadable: manifest.json is there, but makes no sense.
 var errUnreadable = errors.New("it is damaged")
 
-// readHead reads manifest.json and nothing else. An error that is errUnreadable
-// comes with the ETag of what cannot be read.
+// readHead reads manifest.json and nothing else, once more where it makes no sense: it
+// may have been damaged on the way. An error that is errUnreadable comes with the ETag
+// of what cannot be read.
 func (c *Catalog) readHead(ctx context.Context) (Head, string, error) {
+	h, etag, err := c.readHeadOnce(ctx)
+	if errors.Is(err, errUnreadable) || errors.Is(err, ErrNewerFormat) {
+		c.log.Warn("what is published cannot be read, reading it again", "error", err)
+		return c.readHeadOnce(ctx)
+	}
+	return h, etag, err
+}
+
+func (c *Catalog) readHeadOnce(ctx context.Context) (Head, string, error) {
 	data, obj, err := c.read(ctx, HeadKey, maxHeadBytes)
 	if err != nil {
 		return Head{}, "", fmt.Errorf("read what is published: %w", err)
@@ -123,10 +133,20 @@ func (c *Catalog) proveEmpty(ctx context.Context, h Head, cause error) error {
 }
 
 // Manifest reads what a snapshot holds and checks it against its SHA-256, as the
-// head or an intent names it ("" where it is not known). A snapshot that is gone is
+// head or an intent names it ("" where it is not known); one that is damaged is read
+// once more, for that may have happened on the way. A snapshot that is gone is
 // ErrGone; one that the head lists all the same, or a manifest that is damaged or
 // hostile, is ErrIntegrity.
 func (c *Catalog) Manifest(ctx context.Context, id ID, wantSHA256 string) (*Manifest, error) {
+	m, err := c.manifestOnce(ctx, id, wantSHA256)
+	if errors.Is(err, ErrIntegrity) || errors.Is(err, ErrNewerFormat) {
+		c.log.Warn("the manifest of a snapshot is damaged, reading it again", "id", id, "error", err)
+		return c.manifestOnce(ctx, id, wantSHA256)
+	}
+	return m, err
+}
+
+func (c *Catalog) manifestOnce(ctx context.Context, id ID, wantSHA256 string) (*Manifest, error) {
 	data, err := c.manifestBytes(ctx, id)
 	if err != nil {
 		return nil, err

@@ -256,6 +256,42 @@ func TestListAndResolve(t *testing.T) {
 	}
 }
 
+// flipped is a store of whose answer to the next get of a key one bit is flipped.
+type flipped struct {
+	objstore.Store
+	key string
+	bit int
+}
+
+func (f *flipped) Get(ctx context.Context, key string, o objstore.GetOptions) (io.ReadCloser, objstore.Object, error) {
+	body, obj, err := f.Store.Get(ctx, key, o)
+	if err != nil || key != f.key {
+		return body, obj, err
+	}
+	f.key = ""
+	data, err := io.ReadAll(body)
+	data[f.bit/8] ^= 1 << (f.bit % 8)
+	return io.NopCloser(bytes.NewReader(data)), obj, errors.Join(err, body.Close())
+}
+
+// What was damaged on its way is read again.
+func TestDamageOnTheWay(t *testing.T) {
+	w := newWorld(t)
+	m := w.publish(files{"a": "b"})
+	f := &flipped{Store: w.store}
+	c := NewCatalog(f, quiet())
+	for _, bit := range []int{100, 800, 3000} {
+		f.key, f.bit = HeadKey, bit
+		if h, _, err := c.Head(t.Context()); err != nil || h.Newest.ID != m.ID || f.key != "" {
+			t.Errorf("head: %+v, %v", h, err)
+		}
+		f.key = ManifestKey(m.ID)
+		if got, err := c.Manifest(t.Context(), m.ID, w.sha); err != nil || got.Nonce != m.Nonce || f.key != "" {
+			t.Errorf("manifest: %+v, %v", got, err)
+		}
+	}
+}
+
 func TestVerify(t *testing.T) {
 	w := newWorld(t)
 	f := files{"a": content(1, 3*testPart+5), "b/c": content(2, 10), "empty": "", "d/": "", "l": "-> a"}

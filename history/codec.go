@@ -102,6 +102,11 @@ func DecodeManifest(data []byte) (*Manifest, error) {
 	return m, nil
 }
 
+// sumMark begins the last line of a head: the SHA-256 of all bytes before it. Nothing
+// else guards a head that comes over plain HTTP, and a wrong epoch or id in it would
+// be believed.
+const sumMark = "  \"sha256\": \""
+
 // EncodeHead returns a head as it is stored.
 func EncodeHead(h Head) ([]byte, error) {
 	if h.History == nil {
@@ -114,16 +119,34 @@ func EncodeHead(h Head) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode manifest.json: %w", err)
 	}
-	if len(data) >= maxHeadBytes {
+	data = append(bytes.TrimSuffix(data, []byte("\n}")), ",\n"...)
+	data = fmt.Appendf(data, "%s%s\"\n}\n", sumMark, sumHex(data))
+	if len(data) > maxHeadBytes {
 		return nil, fmt.Errorf("encode manifest.json: %d bytes for %d snapshots, more than %d; keep fewer",
 			len(data), len(h.History), maxHeadBytes)
 	}
-	return append(data, '\n'), nil
+	return data, nil
+}
+
+// checkSum compares a head's SHA-256 with what precedes it. Heads of before it was
+// there are without one.
+func checkSum(data []byte) error {
+	i := bytes.LastIndex(data, []byte(sumMark))
+	if i < 0 {
+		return nil
+	}
+	if want := sumMark + sumHex(data[:i]) + "\""; !bytes.HasPrefix(data[i:], []byte(want)) {
+		return errors.New("its sha256 is not that of the lines before (if somebody edited it: remove that line)")
+	}
+	return nil
 }
 
 // DecodeHead reads what EncodeHead wrote and believes nothing of it.
 func DecodeHead(data []byte) (Head, error) {
 	if err := checkDocument(data, maxHeadBytes); err != nil {
+		return Head{}, err
+	}
+	if err := checkSum(data); err != nil {
 		return Head{}, err
 	}
 	var h Head

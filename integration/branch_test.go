@@ -23,7 +23,7 @@ func TestKilledWhileABranchIsStored(t *testing.T) {
 			writeFile(t, filepath.Join(w.dir, "same"), "the same")
 			w.publish()
 			o := w.options()
-			o.Failpoints = killAfter("uploader/"+step, 1)
+			o.Failpoints = harness.KillAt("uploader/"+step, 1)
 			left := harness.Start(t, o)
 
 			right := w.another()

@@ -61,13 +61,13 @@ func TestKilledUnderLoad(t *testing.T) {
 	segment := []string{"header.bin", "data_level0.bin", "length.bin", "link_lists.bin"}
 	cases := map[string]func(round int) string{
 		"at any time":    func(int) string { return "" },
-		"before a write": func(round int) string { return killAfter("fusefs/write", 2000*round+1500) },
+		"before a write": func(round int) string { return harness.KillAt("fusefs/write", 2000*round+1500) },
 		// The persist of a segment: its files are rewritten in place.
-		"within a persist":     func(round int) string { return killAfter("fusefs/write/"+segment[round], 5+round) },
-		"at a pickle":          func(round int) string { return killAfter("fusefs/write/index_metadata.pickle", round+2) },
-		"before a sync":        func(round int) string { return killAfter("fusefs/sync", 60*round+60) },
-		"after a first mark":   func(round int) string { return killAfter("journal/mark-after", 4*round+14) },
-		"within a publication": func(round int) string { return killAfter("uploader/stored-file", 20*round+30) },
+		"within a persist":     func(round int) string { return harness.KillAt("fusefs/write/"+segment[round], 5+round) },
+		"at a pickle":          func(round int) string { return harness.KillAt("fusefs/write/index_metadata.pickle", round+2) },
+		"before a sync":        func(round int) string { return harness.KillAt("fusefs/sync", 60*round+60) },
+		"after a first mark":   func(round int) string { return harness.KillAt("journal/mark-after", 4*round+14) },
+		"within a publication": func(round int) string { return harness.KillAt("uploader/stored-file", 20*round+30) },
 	}
 	for name, failpoint := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -36,7 +36,7 @@ func TestKilledInTheMiddleOfAFirstBackup(t *testing.T) {
 		total += int64(len(small))
 	}
 	o := w.options()
-	o.Failpoints = killAfter("uploader/stored-part", before)
+	o.Failpoints = harness.KillAt("uploader/stored-part", before)
 	m := harness.Launch(t, o) // the first backup begins by itself
 	harness.Eventually(t, 2*time.Minute, "the daemon is killed", m.Ended)
 	m.Kill()

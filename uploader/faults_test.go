@@ -111,6 +111,38 @@ func failAt(t *testing.T, n int, after, dead bool) bool {
 // the swap of the head is looked for when its answer was lost.
 func recovered(op string) bool { return op == "put "+history.HeadKey }
 
+// What current has missed it gets with the next snapshot, also where that takes the
+// one that current never followed off the list.
+func TestCurrentCatchesUp(t *testing.T) {
+	for _, keep := range []int{1, 2} {
+		t.Run(fmt.Sprintf("keep=%d", keep), func(t *testing.T) {
+			w := newWorld(t)
+			w.keep = keep
+			w.open().takeover()
+			w.write("changes", []byte("1"))
+			w.write("goes", []byte("goes"))
+			w.write("same", []byte("same"))
+			w.snapshot()
+			w.store.Fail = func(op memstore.Op) error {
+				if (op.Kind == "copy" || op.Kind == "delete") && !strings.HasPrefix(op.Key, history.HistoryPrefix) {
+					return errInjected
+				}
+				return nil
+			}
+			w.write("changes", []byte("2"))
+			w.write("comes", []byte("comes"))
+			w.remove("goes")
+			if r, err := w.u.Snapshot(t.Context()); err != nil || r.Untidy == "" {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			w.store.Fail = nil
+			w.write("later", []byte("later"))
+			w.snapshot()
+			w.checkTidy()
+		})
+	}
+}
+
 // The same for what a multipart upload does.
 func TestEveryStepOfAnUploadMayFail(t *testing.T) {
 	for _, c := range []struct {

@@ -210,6 +210,9 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	} else if err != nil {
 		return Result{}, err
 	}
+	if prev != nil && slices.Contains(u.o.Queue.State().Pending, string(prev.ID)) {
+		prev = nil // current does not follow it yet: step 8 was not reached for it
+	}
 	m, err := u.newManifest(p.view)
 	if err != nil {
 		return Result{}, err

@@ -3,15 +3,11 @@ package harness
 import (
 	"fmt"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
-	"path"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 
+	"github.com/chromafs/chromafs/internal/testutil/faultproxy"
 	"github.com/chromafs/chromafs/internal/testutil/versitygw"
 )
 
@@ -27,71 +23,52 @@ func NewS3Store(t testing.TB) *Store {
 }
 
 // Trouble is what a Gate does with a request.
-type Trouble int32
+type Trouble faultproxy.Chooser
 
-// The kinds of trouble.
-const (
-	None      Trouble = iota
-	Dead              // connections are cut
-	Overload          // 503 for everything
-	Forbidden         // 403 for every listing, as for a key that may not list
-	HTML404           // a web page that says "not found", whatever is asked
+// The kinds of trouble; nil is none.
+var (
+	None      Trouble
+	Dead      Trouble = all(func(x *faultproxy.Exchange) { x.Reset() })
+	Overload  Trouble = all(faultproxy.SlowDown)
+	Forbidden Trouble = func(_ int, r *http.Request) faultproxy.Fault { // every listing, as for a key that may not list
+		if r.Method == http.MethodGet && strings.Trim(r.URL.Path, "/") == bucket {
+			return func(x *faultproxy.Exchange) { x.S3Error(http.StatusForbidden, "AccessDenied", "Access Denied.") }
+		}
+		return nil
+	}
+	HTML404 Trouble = all(func(x *faultproxy.Exchange) { // a web page that says "not found", whatever is asked
+		x.W.Header().Set("Content-Type", "text/html")
+		x.W.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(x.W, "<html><body><h1>404 Not Found</h1></body></html>")
+	})
 )
 
-const forbidden = `<?xml version="1.0" encoding="UTF-8"?><Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>`
-
-// Gate stands between chromafs and an S3 server.
-type Gate struct {
-	trouble  atomic.Int32
-	requests atomic.Int64
+func all(f faultproxy.Fault) Trouble {
+	return func(int, *http.Request) faultproxy.Fault { return f }
 }
 
-// Set chooses the trouble from now on.
-func (g *Gate) Set(trouble Trouble) { g.trouble.Store(int32(trouble)) }
+// Gate stands between chromafs and an S3 server.
+type Gate struct{ proxy *faultproxy.Proxy }
 
-// Requests counts the requests so far, but for those of the lease, which a mount
-// makes every few seconds whatever becomes of its snapshots.
-func (g *Gate) Requests() int64 { return g.requests.Load() }
+// Set chooses the trouble from now on, and begins to count requests anew.
+func (g *Gate) Set(trouble Trouble) { g.proxy.Choose(faultproxy.Chooser(trouble)) }
+
+// Requests counts the requests since, but for those of the lease, which a mount makes
+// every few seconds whatever becomes of its snapshots.
+func (g *Gate) Requests() (n int64) {
+	for _, r := range g.proxy.Requests() {
+		if !strings.Contains(r.URI, "/lease.json") {
+			n++
+		}
+	}
+	return n
+}
 
 // Behind returns s as seen through a gate.
 func Behind(t testing.TB, s *Store) (*Store, *Gate) {
 	t.Helper()
-	target, err := url.Parse(s.Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &Gate{}
-	// The signature covers the Host header, so it must pass unchanged.
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = target.Scheme, target.Host, r.In.Host
-	}}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if path.Base(r.URL.Path) != "lease.json" {
-			g.requests.Add(1)
-		}
-		switch Trouble(g.trouble.Load()) {
-		case Dead:
-			panic(http.ErrAbortHandler) // cuts the connection
-		case Overload:
-			http.Error(w, "<Error><Code>SlowDown</Code></Error>", http.StatusServiceUnavailable)
-		case HTML404:
-			w.Header().Set("Content-Type", "text/html")
-			w.WriteHeader(http.StatusNotFound)
-			fmt.Fprint(w, "<html><body><h1>404 Not Found</h1></body></html>")
-		case Forbidden:
-			if r.Method == http.MethodGet && strings.Trim(r.URL.Path, "/") == bucket {
-				w.Header().Set("Content-Type", "application/xml")
-				w.WriteHeader(http.StatusForbidden)
-				fmt.Fprint(w, forbidden)
-				return
-			}
-			proxy.ServeHTTP(w, r)
-		default:
-			proxy.ServeHTTP(w, r)
-		}
-	}))
-	t.Cleanup(server.Close)
+	g := &Gate{faultproxy.Start(t, s.Endpoint)}
 	seen := *s
-	seen.Endpoint = server.URL
+	seen.Endpoint = g.proxy.URL
 	return &seen, g
 }

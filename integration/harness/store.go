@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -209,4 +210,66 @@ func (s *Store) CheckNoUploads() {
 			s.t.Errorf("unfinished uploads are left in %s", uploads)
 		}
 	}
+}
+
+// CheckTidy fails the test unless the store holds the listed snapshots, current as
+// the newest one, and nothing else: no object, no unfinished upload.
+func (s *Store) CheckTidy() {
+	s.t.Helper()
+	want := map[string]bool{"manifest.json": true}
+	for _, id := range s.Head().History {
+		want[path.Join("history", id, "manifest.json")] = true
+		for _, name := range s.files(id) {
+			want[path.Join("history", id, name)] = true
+			if id == s.Newest() {
+				want[name] = true
+			}
+		}
+	}
+	found := map[string]bool{}
+	err := filepath.WalkDir(s.Folder, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		rel, err := filepath.Rel(s.Folder, name)
+		found[rel] = rel != ".chromafs-store/lock" && rel != "lease.json"
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for key, object := range found {
+		if object && !want[key] {
+			s.t.Errorf("litter in the store: %s", key)
+		}
+	}
+	for key := range want {
+		if !found[key] {
+			s.t.Errorf("missing in the store: %s", key)
+		}
+	}
+	if s.Endpoint != "" {
+		s.CheckNoUploads()
+	}
+}
+
+// files lists the files of a snapshot, by its manifest. Their names need no escape.
+func (s *Store) files(id string) (names []string) {
+	s.t.Helper()
+	b, err := os.ReadFile(filepath.Join(s.Snapshot(id), "manifest.json"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var m struct {
+		Entries []struct{ Path, Type string }
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		s.t.Fatalf("the manifest of %s: %v", id, err)
+	}
+	for _, e := range m.Entries {
+		if e.Type == "file" {
+			names = append(names, e.Path)
+		}
+	}
+	return names
 }

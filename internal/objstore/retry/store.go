@@ -2,6 +2,7 @@ package retry
 
 import (
 	"context"
+	"errors"
 	"io"
 	"iter"
 	"slices"
@@ -126,14 +127,39 @@ type upload struct {
 	key string
 }
 
-// NewUpload implements objstore.Store. An upload whose beginning was answered to
-// nobody stays in the store until somebody looks for it.
+// NewUpload implements objstore.Store. After a repetition it looks for an upload to key
+// whose beginning was answered to nobody, and aborts it: nobody else would know of it.
+// So no two uploads to one key may be begun at once.
 func (s *Store) NewUpload(ctx context.Context, key string) (objstore.Upload, error) {
-	up, err := with(ctx, s.r, "begin an upload to "+key, false, func() (objstore.Upload, error) { return s.next.NewUpload(ctx, key) })
+	asked := 0
+	up, err := with(ctx, s.r, "begin an upload to "+key, false, func() (objstore.Upload, error) {
+		asked++
+		return s.next.NewUpload(ctx, key)
+	})
 	if err != nil {
 		return nil, err
 	}
+	if asked > 1 {
+		if err := s.abortOthers(ctx, key, up.ID()); err != nil && ctx.Err() == nil {
+			s.r.o.Log.Warn("an upload may be left whose beginning was not answered; history prune removes it", "key", key, "error", err)
+		}
+	}
 	return &upload{up, s.r, key}, nil
+}
+
+// abortOthers aborts every upload to key but one.
+func (s *Store) abortOthers(ctx context.Context, key, id string) error {
+	pending, err := s.Uploads(ctx, key)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range pending {
+		if p.Key == key && p.ID != id {
+			errs = append(errs, s.AbortUpload(ctx, p))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // ResumeUpload implements objstore.Resumer, as far as the store below does.

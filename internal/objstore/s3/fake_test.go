@@ -2,17 +2,14 @@ package s3
 
 import (
 	"fmt"
-	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/chromafs/chromafs/internal/testutil/faultproxy"
 	"github.com/chromafs/chromafs/internal/testutil/versitygw"
 )
 
@@ -50,11 +47,16 @@ func (f *fake) seen() []string {
 func (f *fake) store(change ...func(*Options)) *Store {
 	f.t.Helper()
 	credentialsOf(f.t, "TESTACCESSKEY", "TESTSECRETKEY")
-	o := Options{Endpoint: f.URL, Bucket: "bucket", Prefix: "chromadb", Region: "us-east-1"}
+	return storeAt(f.t, f.URL, change...)
+}
+
+func storeAt(t *testing.T, url string, change ...func(*Options)) *Store {
+	t.Helper()
+	o := Options{Endpoint: url, Bucket: "bucket", Prefix: "chromadb", Region: "us-east-1"}
 	for _, c := range change {
 		c(&o)
 	}
-	return newStore(f.t, o)
+	return newStore(t, o)
 }
 
 // s3Error answers as S3 does.
@@ -73,19 +75,9 @@ func cut(w http.ResponseWriter) {
 
 // faulty is a proxy before a real server that plays tricks.
 type faulty struct {
-	*fake
+	*faultproxy.Proxy
+	t      *testing.T
 	server *versitygw.Server
-}
-
-// newProxy forwards requests as they are.
-func newProxy(target *url.URL) *httputil.ReverseProxy {
-	return &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(target)
-			r.Out.Host = r.In.Host // it is signed
-		},
-		ErrorLog: log.New(io.Discard, "", 0),
-	}
 }
 
 // newFaulty starts server and proxy. before may answer a request itself, and then
@@ -94,43 +86,42 @@ func newFaulty(t *testing.T, before func(n int, w http.ResponseWriter, r *http.R
 	t.Helper()
 	server := versitygw.Start(t)
 	server.CreateBucket("bucket")
-	target, err := url.Parse(server.Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward := newProxy(target)
-	f := newFake(t, func(n int, w http.ResponseWriter, r *http.Request) {
-		if before != nil && before(n, w, r) {
-			return
+	f := &faulty{faultproxy.Start(t, server.Endpoint), t, server}
+	f.Choose(func(n int, _ *http.Request) faultproxy.Fault {
+		return func(x *faultproxy.Exchange) {
+			if before != nil && before(n-1, x.W, x.R) {
+				return
+			}
+			if after == nil {
+				x.Pass()
+				return
+			}
+			answer := x.Answer()
+			if after(n-1, x.R) {
+				x.Reset()
+				return
+			}
+			x.Reply(answer)
 		}
-		if after == nil {
-			forward.ServeHTTP(w, r)
-			return
-		}
-		answer := httptest.NewRecorder()
-		forward.ServeHTTP(answer, r)
-		if after(n, r) {
-			cut(w)
-			return
-		}
-		for k, v := range answer.Header() {
-			w.Header()[k] = v
-		}
-		w.WriteHeader(answer.Code)
-		w.Write(answer.Body.Bytes())
 	})
-	return &faulty{f, server}
+	return f
+}
+
+func (f *faulty) seen() (all []string) {
+	for _, r := range f.Requests() {
+		all = append(all, r.String())
+	}
+	return all
 }
 
 func (f *faulty) store(change ...func(*Options)) *Store {
 	f.t.Helper()
-	s := f.fake.store(change...)
 	credentialsOf(f.t, f.server.AccessKey, f.server.SecretKey)
-	return s
+	return storeAt(f.t, f.URL, change...)
 }
 
 // count returns how many requests begin with method and hold part.
-func (f *fake) count(method, part string) (n int) {
+func (f *faulty) count(method, part string) (n int) {
 	for _, r := range f.seen() {
 		if strings.HasPrefix(r, method+" ") && strings.Contains(r, part) {
 			n++

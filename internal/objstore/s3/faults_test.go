@@ -170,7 +170,7 @@ func TestRepeated(t *testing.T) {
 	}
 }
 
-// TestErrorInsideSuccess: an answer 200 that holds an error is one. Copies are tried
+// TestErrorInsideSuccess: an answer 200 that holds an error is one. All are tried
 // again, as S3 asks for.
 func TestErrorInsideSuccess(t *testing.T) {
 	var faults atomic.Int64
@@ -178,7 +178,8 @@ func TestErrorInsideSuccess(t *testing.T) {
 	f := newFaulty(t, func(_ int, w http.ResponseWriter, r *http.Request) bool {
 		copying := r.Header.Get("x-amz-copy-source") != ""
 		completing := r.Method == http.MethodPost && r.URL.Query().Has("uploadId")
-		if !copying && !completing || faults.Add(-1) < 0 {
+		putting := r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/put")
+		if !copying && !completing && !putting || faults.Add(-1) < 0 {
 			return false
 		}
 		s3Error(w, 200, code, "We encountered an internal error. Please try again.")
@@ -198,6 +199,10 @@ func TestErrorInsideSuccess(t *testing.T) {
 		name string
 		run  func() error
 	}{
+		{"put", func() error {
+			_, err := s.Put(t.Context(), "put", strings.NewReader("x"), 1, objstore.PutOptions{})
+			return err
+		}},
 		{"copy", func() error { _, err := s.Copy(t.Context(), "copy", src, objstore.CopyOptions{}); return err }},
 		{"copy part", func() error { return up.CopyPart(t.Context(), 1, src, 0, src.Size) }},
 		{"complete", func() error { _, err := up.Complete(t.Context()); return err }},

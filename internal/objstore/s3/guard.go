@@ -169,6 +169,9 @@ func (g *guard) success(req *http.Request, resp *http.Response) (*http.Response,
 			if err != nil {
 				return nil, err
 			}
+			if a, err := parse(body); err == nil && a.isError() {
+				return g.errorInSuccess(req, resp, body, a)
+			}
 			return g.foreign(req, resp, body, "no ETag"), nil
 		}
 		return resp, nil
@@ -182,15 +185,22 @@ func (g *guard) success(req *http.Request, resp *http.Response) (*http.Response,
 	switch {
 	case err != nil:
 		return g.foreign(req, resp, body, "not well-formed XML"), nil
-	case a.XMLName.Local == "Error" && a.Code != "":
-		resp.StatusCode = statusOf(a.Code)
-		resp.Status = fmt.Sprintf("%d in an answer 200", resp.StatusCode)
-		return g.own(req, resp, body, a)
+	case a.isError():
+		return g.errorInSuccess(req, resp, body, a)
 	}
 	if why := check(a); why != "" {
 		return g.foreign(req, resp, body, why), nil
 	}
 	return resp, nil
+}
+
+func (a answer) isError() bool { return a.XMLName.Local == "Error" && a.Code != "" }
+
+// errorInSuccess passes on an error that the store reports in an answer 200.
+func (g *guard) errorInSuccess(req *http.Request, resp *http.Response, body []byte, a answer) (*http.Response, error) {
+	resp.StatusCode = statusOf(a.Code)
+	resp.Status = fmt.Sprintf("%d in an answer 200", resp.StatusCode)
+	return g.own(req, resp, body, a)
 }
 
 // statusOf gives an error inside an answer 200 the status that it would have had.
@@ -285,7 +295,7 @@ func (g *guard) failure(req *http.Request, resp *http.Response) (*http.Response,
 	}
 	setBody(resp, body)
 	a, err := parse(body)
-	if err == nil && a.XMLName.Local == "Error" && a.Code != "" {
+	if err == nil && a.isError() {
 		return g.own(req, resp, body, a)
 	}
 	if passing(resp.StatusCode) {

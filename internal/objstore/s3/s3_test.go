@@ -4,7 +4,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/chromafs/chromafs/internal/objstore"
 	"github.com/chromafs/chromafs/internal/objstore/storetest"
+	"github.com/chromafs/chromafs/internal/testutil/faultproxy"
 	"github.com/chromafs/chromafs/internal/testutil/versitygw"
 )
 
@@ -75,11 +75,7 @@ func TestConformance(t *testing.T) {
 // tlsProxy puts TLS, with a certificate that SSL_CERT_FILE names, before a server.
 func tlsProxy(t *testing.T, endpoint string) string {
 	t.Helper()
-	target, err := url.Parse(endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	front := httptest.NewTLSServer(newProxy(target))
+	front := httptest.NewTLSServer(faultproxy.Start(t, endpoint))
 	t.Cleanup(front.Close)
 	trust(t, front)
 	return strings.TrimPrefix(front.URL, "https://")
