@@ -83,8 +83,10 @@ func head(a *httptest.ResponseRecorder) []byte {
 // server does that is started again.
 func Refuse(down time.Duration) Fault {
 	return func(x *Exchange) {
+		x.p.down.Add(1)
 		x.p.goDown()
 		time.AfterFunc(down, func() {
+			defer x.p.down.Done()
 			if err := x.p.listen(); err != nil {
 				x.p.t.Errorf("faultproxy: listen again: %v", err)
 			}

@@ -49,6 +49,8 @@ type Proxy struct {
 	server  *http.Server
 	port    int // a socket that keeps the port while nothing listens
 
+	down sync.WaitGroup // while it refuses connections
+
 	mu       sync.Mutex // guards what follows
 	choose   Chooser
 	requests []Request
@@ -102,8 +104,9 @@ func Start(t testing.TB, endpoint string) *Proxy {
 }
 
 // Choose sets who decides about requests from now on (nil: all pass), and forgets
-// those that came before.
+// those that came before. It waits until connections are accepted.
 func (p *Proxy) Choose(c Chooser) {
+	p.down.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.choose, p.requests, p.spoiled = c, nil, 0
