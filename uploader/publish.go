@@ -209,8 +209,9 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	} else if err != nil {
 		return Result{}, err
 	}
+	followed := prev
 	if prev != nil && slices.Contains(u.o.Queue.State().Pending, string(prev.ID)) {
-		prev = nil // current does not follow it yet: step 8 was not reached for it
+		followed = nil // current does not follow it yet: step 8 was not reached for it
 	}
 	m, err := u.newManifest(p.view)
 	if err != nil {
@@ -249,7 +250,7 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	files, bytes := m.Files()
 	res := Result{ID: m.ID, Sequence: m.Sequence, Created: m.Created, Consistency: string(m.Consistency), Files: files,
 		Bytes: bytes, Changed: p.countChanged(), BytesUploaded: t.sent.Load(), Published: true}
-	res.Untidy = cmp.Or(u.tidy(ctx, prev), u.rotateOthers(ctx, prev))
+	res.Untidy = cmp.Or(u.tidy(ctx, followed), u.rotateOthers(ctx, prev))
 	res.Removed = u.countGone(removed)
 	res.Duration = u.o.Now().Sub(start)
 	u.logPublished(res, removed)

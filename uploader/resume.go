@@ -66,15 +66,16 @@ type leftUpload struct {
 	parts    map[int]journal.Stored
 }
 
-// leftovers reads what the pending ids left. What the plan has no use for is deleted
-// at once, before more is stored.
+// leftovers reads what failed attempts left: the pending ids that the journal has notes
+// of; the others were published once, and current may follow them still. What the plan
+// has no use for is deleted at once, before more is stored.
 func (u *Uploader) leftovers(ctx context.Context, p *plan) *leftovers {
-	_, ids, _ := u.pending()
+	l := &leftovers{queue: u.o.Queue, store: u.o.Catalog.Store(), log: u.o.Log}
+	_, pending, _ := u.pending()
+	ids := l.read(pending)
 	if len(ids) == 0 {
 		return nil
 	}
-	l := &leftovers{queue: u.o.Queue, store: u.o.Catalog.Store(), log: u.o.Log}
-	l.read(ids)
 	useful := l.useful(p)
 	useless := slices.DeleteFunc(ids, func(id history.ID) bool { return slices.Contains(useful, string(id)) })
 	if len(useless) == 0 {
@@ -96,8 +97,8 @@ func idsOf(names []string) (ids []history.ID) {
 }
 
 // read takes up what was noted for ids, oldest first: of what two have the newer one's
-// counts, which outlasts the other.
-func (l *leftovers) read(ids []history.ID) {
+// counts, which outlasts the other. It returns those of ids that there are notes of.
+func (l *leftovers) read(ids []history.ID) (noted []history.ID) {
 	l.objects, l.parts, l.uploads = map[content]leftObject{}, map[tree.Hash]leftPart{}, nil
 	for _, id := range ids {
 		stored, err := l.queue.Stored(string(id))
@@ -105,6 +106,10 @@ func (l *leftovers) read(ids []history.ID) {
 			l.log.Warn("what a failed attempt stored is sent again", "id", id, "error", err)
 			continue
 		}
+		if len(stored) == 0 {
+			continue
+		}
+		noted = append(noted, id)
 		uploads := map[string]*leftUpload{} // by key
 		for _, s := range stored {
 			if s.Upload == "" {
@@ -130,6 +135,7 @@ func (l *leftovers) read(ids []history.ID) {
 			}
 		}
 	}
+	return noted
 }
 
 func (l *leftovers) addObject(id string, s journal.Stored) {
