@@ -78,8 +78,17 @@ func (c *cluster) run(rounds int) {
 	for range rounds {
 		c.act(c.machines[c.random.IntN(len(c.machines))])
 		c.settle()
+		for until := time.Now().Add(c.pause()); time.Now().Before(until); c.settle() {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
 	c.end()
+}
+
+// pause is how long a round takes: mostly none, sometimes enough for a mount or a
+// snapshot to come to its end.
+func (c *cluster) pause() time.Duration {
+	return time.Duration(c.random.IntN(2)) * time.Duration(c.random.IntN(800)) * time.Millisecond
 }
 
 func (c *cluster) tell(format string, args ...any) {
@@ -209,7 +218,10 @@ func (c *cluster) lookForEverything() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	kept := c.oracle.seen[c.oracle.last.History[len(c.oracle.last.History)-1]].clone()
+	kept := tokens{}
+	if listed := c.oracle.last.History; len(listed) > 0 {
+		kept = c.oracle.seen[listed[len(listed)-1]].clone()
+	}
 	for _, branch := range aside {
 		for token := range branch {
 			kept[token] = true
