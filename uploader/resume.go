@@ -318,6 +318,16 @@ func (w *witness) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// NextData implements tree.Sparse. What is skipped is not seen: then nothing is vouched
+// for.
+func (w *witness) NextData(off, end int64) int64 { return tree.NextData(w.ReaderAt, off, end) }
+
+// Allocated implements tree.Sparse.
+func (w *witness) Allocated() (int64, error) {
+	n, _, err := tree.Allocated(w.ReaderAt)
+	return n, err
+}
+
 // saw reports whether what was read has that hash.
 func (w *witness) saw(sum tree.Hash) bool {
 	if w == nil {

@@ -10,7 +10,7 @@ type Local struct {
 	Dirty      bool // something differs, or may differ, from the base
 	Unfinished bool // a restore was begun and has not ended
 
-	Lineage  string // of the base
+	Lineage  string // of the base; without one, of the store that this was the writer of
 	Sequence uint64 // of the base
 	BaseID   string // the snapshot that the local copy is based on
 	Intent   string // a snapshot whose publication may have happened unacknowledged
@@ -117,7 +117,7 @@ const (
 	RowCurrent      Row = "the local copy is the newest snapshot"
 	RowDirty        Row = "the local copy has changes on top of the newest snapshot"
 	RowOlder        Row = "the local copy is an older snapshot"
-	RowDiverged     Row = "the local copy has changes on top of an older snapshot"
+	RowDiverged     Row = "the local copy has changes on top of an older snapshot, or of none"
 )
 
 // Decision is a row of the table and what it asks for.
@@ -150,7 +150,7 @@ func Decide(l Local, s Store, f Flags) Decision {
 	case (l.Fresh || !l.Published) && s.Kind == NoBackup:
 		return Decision{RowFirst, KeepAll}
 	case l.Fresh || !l.Published:
-		return unknown(l, f)
+		return unknown(l, s, f)
 	case s.Kind == NoBackup, l.Lineage != s.Lineage, l.Sequence > s.Sequence,
 		l.Sequence == s.Sequence && l.BaseID != s.Newest:
 		return Decision{RowForeign, Refuse}
@@ -174,7 +174,7 @@ func offline(l Local, f Flags) Action {
 }
 
 // unknown decides on a local copy of which no journal tells where it comes from.
-func unknown(l Local, f Flags) Decision {
+func unknown(l Local, s Store, f Flags) Decision {
 	switch {
 	case l.Content == Unknown:
 		return Decision{RowUnknown, Compare}
@@ -182,6 +182,8 @@ func unknown(l Local, f Flags) Decision {
 		return Decision{RowUnknownEqual, Adopt}
 	case f.PreferLocal:
 		return Decision{RowUnknown, KeepOver}
+	case !l.Fresh && l.Lineage != "" && l.Lineage == s.Lineage: // it was the writer once, and another published first
+		return Decision{RowDiverged, Fork}
 	case f.NoLocalBackup:
 		return Decision{RowUnknown, Refuse}
 	}

@@ -28,6 +28,8 @@ func dirty(l Local) Local { l.Dirty = true; return l }
 
 func with(l Local, c Content) Local { l.Content = c; return l }
 
+func of(l Local, lineage string) Local { l.Lineage = lineage; return l }
+
 func intent(l Local, id string) Local { l.Intent = id; return l }
 
 // One case per row of DESIGN §7, and what the flags make of it.
@@ -67,7 +69,12 @@ func TestTable(t *testing.T) {
 		{RowUnknown, with(stranger, Different), seven, preferLocal, KeepOver},
 		{RowUnknown, with(stranger, Different), seven, noBackup, Refuse},
 		{RowUnknown, with(stranger, Different), seven, Flags{NoLocalBackup: true, PreferLocal: true}, KeepOver},
-		{RowUnknown, with(first, Different), seven, Flags{}, Replace},
+		{RowUnknown, of(with(first, Different), ""), seven, Flags{}, Replace},
+		{RowUnknown, of(with(first, Different), "other"), seven, noBackup, Refuse},
+		{RowDiverged, of(with(first, Different), "L"), seven, Flags{}, Fork},
+		{RowDiverged, of(with(first, Different), "L"), seven, noBackup, Fork},
+		{RowUnknown, of(with(first, Different), "L"), seven, preferLocal, KeepOver},
+		{RowUnknown, of(with(stranger, Different), "L"), seven, noBackup, Refuse},
 		{RowForeign, Local{Published: true, Lineage: "other", Sequence: 1, BaseID: "x"}, seven, Flags{}, Refuse},
 		{RowForeign, Local{Published: true, Lineage: "other", Sequence: 1, BaseID: "x"}, seven, preferLocal, Refuse},
 		{RowForeign, Local{Published: true, Lineage: "L", Sequence: 8, BaseID: "eight"}, seven, Flags{}, Refuse},

@@ -19,6 +19,11 @@ func (r *runner) fork(ctx context.Context, d Decision, local Local) error {
 	if r.forked {
 		return nil
 	}
+	if !local.Published { // nothing was compared with what the journal knows
+		if err := r.mark("."); err != nil {
+			return err
+		}
+	}
 	err := errNoBranches
 	if r.Branch != nil {
 		r.branch, err = r.Branch(ctx)

@@ -114,6 +114,7 @@ type runner struct {
 	scanned bool
 	content *comparison  // with the newest snapshot; nil: not compared
 	asked   *holder      // who was asked to hand over last; nil: nobody
+	was     string       // the lineage that the journal knew before this run
 	aside   []history.ID // branches in a store where nothing was published
 	forked  bool         // it was tried to store DIR as a branch
 	branch  history.ID   // "" where that failed, or there was no need to
@@ -128,6 +129,7 @@ type holder struct {
 
 // begin reads the store, and forgets what a restore was asked for that never began.
 func (r *runner) begin(ctx context.Context) error {
+	r.was = r.Journal.State().Lineage
 	unfinished, err := history.Unfinished(r.Dir)
 	if err != nil {
 		return err
@@ -218,6 +220,9 @@ func (r *runner) local() (Local, error) {
 	s := r.Journal.State()
 	l := Local{Empty: empty, Fresh: s.Fresh, Published: s.Published, Dirty: !r.Journal.Dirty().Empty(), Unfinished: unfinished != nil,
 		Lineage: s.Lineage, Sequence: s.Sequence, BaseID: s.ID}
+	if !s.Published { // a takeover of this run says nothing of what was there before
+		l.Lineage = r.was
+	}
 	if s.Intent != nil {
 		l.Intent = s.Intent.ID
 	}
