@@ -98,6 +98,9 @@ func (c *Catalog) read(ctx context.Context, key string, limit int64) ([]byte, ob
 // error always. cause is nil where the head is fine and names no snapshot.
 func (c *Catalog) proveEmpty(ctx context.Context, h Head, cause error) error {
 	found, err := c.scan(ctx, "")
+	if err == nil && found.stray != "" { // some servers list for a moment what is being written (versitygw)
+		found, err = c.scan(ctx, "")
+	}
 	if err != nil {
 		return fmt.Errorf("look for a backup: %w", err)
 	}

@@ -98,6 +98,7 @@ func (j *Journal) Acknowledge(p Published) error {
 	if err != nil {
 		return fmt.Errorf("acknowledge snapshot %s: %w", p.ID, err)
 	}
+	j.forgetStored(p.ID) // it is no attempt any more
 	return nil
 }
 

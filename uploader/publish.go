@@ -1,7 +1,6 @@
 package uploader
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -250,7 +249,9 @@ func (u *Uploader) publish(ctx context.Context, p *plan, start time.Time) (Resul
 	files, bytes := m.Files()
 	res := Result{ID: m.ID, Sequence: m.Sequence, Created: m.Created, Consistency: string(m.Consistency), Files: files,
 		Bytes: bytes, Changed: p.countChanged(), BytesUploaded: t.sent.Load(), Published: true}
-	res.Untidy = cmp.Or(u.tidy(ctx, followed), u.rotateOthers(ctx, prev))
+	if res.Untidy = u.tidy(ctx, followed); res.Untidy == "" {
+		res.Untidy = u.rotateOthers(ctx, prev)
+	}
 	res.Removed = u.countGone(removed)
 	res.Duration = u.o.Now().Sub(start)
 	u.logPublished(res, removed)

@@ -203,14 +203,24 @@ func (l *leftovers) part(it *item, i int) (leftPart, bool) {
 	return part, ok && part.length == length
 }
 
-// best returns the upload that has most parts of a file in their place.
+// best returns the upload that has most parts of a file in their place, and none beyond
+// its end: what an upload holds can be replaced, but not taken away.
 func (l *leftovers) best(it *item) (best *leftUpload, most int) {
 	for _, up := range l.uploads {
-		if n := up.matches(it); up.partSize == it.rec.PartSize && n > most {
+		if n := up.matches(it); up.partSize == it.rec.PartSize && n > most && !up.longer(it) {
 			best, most = up, n
 		}
 	}
 	return best, most
+}
+
+func (up *leftUpload) longer(it *item) bool {
+	for n := range up.parts {
+		if n > len(it.rec.Parts) {
+			return true
+		}
+	}
+	return false
 }
 
 func (up *leftUpload) matches(it *item) (n int) {
@@ -270,7 +280,7 @@ func (l *leftovers) recover(ctx context.Context, up *leftUpload) {
 		return
 	}
 	made, err := resumed.Complete(ctx)
-	if err != nil {
+	if err != nil || made.Size != whole.Size {
 		return
 	}
 	whole.ETag = made.ETag

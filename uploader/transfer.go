@@ -218,6 +218,9 @@ func (t *transfer) fill(ctx context.Context, up *building, f io.ReaderAt, it *it
 		return objstore.Object{}, err // the upload is collected with the rest of its id
 	}
 	object, err := up.Complete(ctx)
+	if err == nil && object.Size != it.rec.Size { // S2, whatever was thought to be in it
+		return object, fmt.Errorf("%w: %s was completed with %d bytes, not %d", objstore.ErrPrecondition, up.key, object.Size, it.rec.Size)
+	}
 	if err == nil && !up.moved.Load() {
 		t.ledger.object(up.id, object, it)
 	}

@@ -199,7 +199,11 @@ func (u *Uploader) lead(ctx context.Context, a *attempt) {
 func (u *Uploader) takeTurn(ctx context.Context) error {
 	select {
 	case u.turn <- struct{}{}:
-		return nil
+		if ctx.Err() == nil {
+			return nil
+		}
+		u.leaveTurn()
+		return context.Cause(ctx)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -38,6 +38,12 @@ func (s *session) end(reason string, sig os.Signal) error {
 	first := make(chan struct{})
 	go func() {
 		defer close(first)
+		// Handed over to a mount that has not come: what was written since gets into the list.
+		if s.uploader.Status().Yielded {
+			if _, err := s.uploader.Reclaim(ctx); err != nil {
+				log.Warn("the store stays handed over; what was written since goes to a branch", keyError, err)
+			}
+		}
 		// The uploader logs a failure; the last delta tries again.
 		_, _ = s.uploader.Snapshot(ctx)
 	}()

@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"github.com/chromafs/chromafs/internal/objstore"
+	"github.com/chromafs/chromafs/internal/objstore/retry"
 )
 
 // object is lease.json in a store.
@@ -24,6 +25,7 @@ var errTaken = errors.New("the lease was written by somebody else meanwhile")
 // objstore.ErrNotModified; where there is none, objstore.ErrNotFound; what cannot be
 // understood is errUnreadable, with its ETag.
 func (o object) read(ctx context.Context, known string) (Record, string, error) {
+	ctx = retry.WithBudget(ctx, 0) // whoever reads asks again, by timers of his own
 	body, obj, err := o.store.Get(ctx, Key, objstore.GetOptions{IfNoneMatch: known})
 	if err != nil {
 		return Record{}, "", fmt.Errorf("read the lease: %w", err)
@@ -51,6 +53,7 @@ func (o object) write(ctx context.Context, r Record, etag string) (Record, strin
 	if err != nil {
 		return r, "", err
 	}
+	ctx = retry.WithBudget(ctx, 0)
 	put := func(c objstore.PutOptions) (objstore.Object, error) {
 		c.ContentType = "application/json"
 		return o.store.Put(ctx, Key, bytes.NewReader(data), int64(len(data)), c)

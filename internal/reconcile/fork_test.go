@@ -216,3 +216,29 @@ func TestRestoreABranchOfAStoreWithoutSnapshots(t *testing.T) {
 		fresh.wantFiles(mine)
 	}
 }
+
+// W2: two machines began with an empty store, and the other one published first: what
+// this one holds was never published, and is a branch.
+func TestNeverPublishedAndOvertaken(t *testing.T) {
+	for _, noBackup := range []bool{false, true} {
+		a := newMachine(t, memstore.New()).start()
+		a.mount(RowNewAndEmpty, StartEmpty)
+		a.write("chroma.sqlite3", "mine")
+		a.put("unseen", "written beside the mount")
+		mine := a.files()
+		b := newMachine(t, a.store).start()
+		b.mount(RowNewAndEmpty, StartEmpty)
+		b.write("chroma.sqlite3", "theirs")
+		b.snapshot()
+		theirs := b.files()
+		a.flags.NoLocalBackup = noBackup
+		res := a.restart().mount(RowDiverged, Fork)
+		a.wantFiles(theirs)
+		a.wantDirty(false)
+		if kept := a.backups(); noBackup != (len(kept) == 0) {
+			t.Errorf("no backup: %v, backups %v", noBackup, kept)
+		}
+		a.restore(res.Branch)
+		a.wantFiles(mine)
+	}
+}

@@ -21,32 +21,6 @@ import (
 	"github.com/chromafs/chromafs/uploader"
 )
 
-// W2: two machines began with an empty store, and the other one published first: what
-// this one holds was never published, and is a branch.
-func TestNeverPublishedAndOvertaken(t *testing.T) {
-	for _, noBackup := range []bool{false, true} {
-		a := newMachine(t, memstore.New()).start()
-		a.mount(RowNewAndEmpty, StartEmpty)
-		a.write("chroma.sqlite3", "mine")
-		a.put("unseen", "written beside the mount")
-		mine := a.files()
-		b := newMachine(t, a.store).start()
-		b.mount(RowNewAndEmpty, StartEmpty)
-		b.write("chroma.sqlite3", "theirs")
-		b.snapshot()
-		theirs := b.files()
-		a.flags.NoLocalBackup = noBackup
-		res := a.restart().mount(RowDiverged, Fork)
-		a.wantFiles(theirs)
-		a.wantDirty(false)
-		if kept := a.backups(); noBackup != (len(kept) == 0) {
-			t.Errorf("no backup: %v, backups %v", noBackup, kept)
-		}
-		a.restore(res.Branch)
-		a.wantFiles(mine)
-	}
-}
-
 // The rows as a mount meets them; each is one life of a machine or two.
 func TestRows(t *testing.T) {
 	for row, live := range map[Row]func(t *testing.T){

@@ -99,6 +99,12 @@ func (b *body) reopen() {
 	b.now = next
 }
 
+// Zeros implements objstore.Sparse, as far as the body below does.
+func (b *body) Zeros() bool {
+	s, ok := b.now.(objstore.Sparse)
+	return ok && s.Zeros()
+}
+
 // Close implements io.Closer.
 func (b *body) Close() error {
 	if b.now == nil {
