@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -77,9 +78,21 @@ func scratchPath(dir *datadir.Dir) string {
 	return filepath.Join(dir.Path(), datadir.StateName, datadir.ScratchName)
 }
 
+const selftestPrefix = "selftest-"
+
+// ClearDeadSelftests takes away the mounts that daemons left which were killed in
+// their self-test: nothing below scratch could be removed under them.
+func ClearDeadSelftests(dir *datadir.Dir) error {
+	points, err := filepath.Glob(filepath.Join(scratchPath(dir), selftestPrefix+"*"))
+	for _, point := range points {
+		err = errors.Join(err, ClearDeadMount(point))
+	}
+	return err
+}
+
 // mount mounts the probe on a new folder below scratch and serves it.
 func (p *probe) mount(scratch string) (server *fuse.Server, point string, err error) {
-	if point, err = os.MkdirTemp(scratch, "selftest-"); err != nil {
+	if point, err = os.MkdirTemp(scratch, selftestPrefix); err != nil {
 		return nil, "", err
 	}
 	server, err = fuse.NewServer(p, point, &fuse.MountOptions{

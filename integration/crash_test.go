@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"path/filepath"
 	"testing"
 
 	"github.com/chromafs/chromafs/integration/harness"
@@ -22,4 +23,19 @@ func TestOfflineRefusesAnUnfinishedRestore(t *testing.T) {
 	m := w.mount()
 	harness.Verify(t, w.point, newestDocuments())
 	m.Unmount()
+}
+
+// F5: a daemon that is killed in its self-test leaves a mount below scratch, and the next
+// one clears it away.
+func TestKilledInTheSelftest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, harness.NewFileStore(t))
+	w.seed()
+	o := w.options()
+	o.Failpoints = harness.KillAt("fusefs/selftest-write", 1)
+	harness.Launch(t, o).Died("fusefs/selftest-write")
+	w.mountOnce()
+	if left := harness.Entries(t, filepath.Join(w.dir, ".chromafs", "scratch")); len(left) > 0 {
+		t.Errorf("scratch holds %v", left)
+	}
 }

@@ -111,7 +111,7 @@ var elsewhere = map[string]string{
 	"fusefs/write/*":           "TestKilledUnderLoad, one for each file's name",
 	"fusefs/truncated/*":       "integration/proof stops there; between two others of a persist",
 	"fusefs/push":              "TestKilledWhilePushing",
-	"fusefs/selftest-write":    "before anything is served",
+	"fusefs/selftest-write":    "TestKilledInTheSelftest",
 	"journal/mark-before":      "TestKilledUnderLoad, TestJ3Killed",
 	"journal/mark-after":       "TestKilledUnderLoad, TestJ3Killed",
 	"journal/scan-before":      "TestFailNthStep; what a scan marks the next one finds",

@@ -88,6 +88,9 @@ func openLocal(ctx context.Context, path, info string, e *env) (*local, error) {
 		return nil, err
 	}
 	l := &local{dir: dir, log: e.log}
+	if err := fusefs.ClearDeadSelftests(dir); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
 	if err := lock(ctx, dir, info); err != nil {
 		return nil, errors.Join(err, l.close())
 	}

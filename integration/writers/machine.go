@@ -53,6 +53,10 @@ func readTokens(path string) (tokens, error) {
 	return t, nil
 }
 
+// leaseTimes are those of the lease, shortened: how often a holder looks, and how long a
+// dead one is waited for.
+const leaseTimes = "200ms,1s"
+
 type phase int
 
 const (
@@ -77,6 +81,7 @@ type machine struct {
 	phase   phase
 	paused  bool
 	doomed  bool // a failpoint may kill it at any moment
+	first   bool // nothing was published when it was started: it may find what a kill left unpublished
 	mount   *harness.Mount
 	holds   tokens // what its mount showed when it began to serve, and what was written to it since
 	written int
@@ -118,10 +123,11 @@ func (m *machine) setClock(offset time.Duration) {
 }
 
 // start launches a daemon; poll says when it serves.
-func (m *machine) start(failpoints string) {
+func (m *machine) start(failpoints string, first bool) {
 	m.t.Helper()
+	m.first = first
 	m.mount = harness.Launch(m.t, harness.Options{Dir: m.dir, Point: m.point, Store: m.store, Flags: m.flags,
-		Clock: m.clock, Failpoints: failpoints, Lease: "200ms,1s"})
+		Clock: m.clock, Failpoints: failpoints, Lease: leaseTimes})
 	m.phase, m.doomed = starting, failpoints != ""
 }
 
@@ -199,7 +205,8 @@ func (m *machine) poll() (began bool, err error) {
 	if m.mount.Ended() {
 		was, doomed, code := m.phase, m.doomed, m.mount.Wait(time.Second)
 		m.gone()
-		if ok := was == stopping && (code == 0 || code == exitConflict) || doomed && code == -1; !ok {
+		unpublished := was == starting && code == exitIntegrity && m.first // README, "What happens at mount"
+		if ok := was == stopping && (code == 0 || code == exitConflict) || doomed && code == -1 || unpublished; !ok {
 			return false, fmt.Errorf("%s, which was %v, ended with %d: %s", m.name, was, code, m.mount.Log())
 		}
 		return false, nil
@@ -215,8 +222,11 @@ func (m *machine) poll() (began bool, err error) {
 	return true, err
 }
 
-// exitConflict is the exit code of a writer that was left behind.
-const exitConflict = 4
+// Exit codes: of a writer that was left behind; of a store that needs a decision.
+const (
+	exitConflict  = 4
+	exitIntegrity = 5
+)
 
 // skew is a random error of a clock: none, seconds or days, either way.
 func skew(random *rand.Rand) time.Duration {
