@@ -18,6 +18,7 @@ type item struct {
 	rec     tree.Record                  // as the snapshot will hold it
 	base    tree.Record                  // as the previous snapshot holds it; zero where it does not
 	source  objstore.Object              // the object that holds base's content; no key: there is none
+	planned []tree.Hash                  // rec.Parts before any is sent: those change then, each by itself
 	unread  bool                         // the previous snapshot has no such file: rec.Parts are known once they are sent
 	trusted bool                         // the content is base's because nothing marked the path; rec.Parts are base's
 	touched func(off, length int64) bool // which ranges may differ from base; nil: all of them

@@ -112,14 +112,17 @@ func (t *transfer) file(ctx context.Context, it *item) error {
 // recorded then, and of an unread file there are none before. A sparse one is hashed all
 // the same: its holes are skipped, and parts of zeros need not be sent.
 func (t *transfer) settling(ctx context.Context, f io.ReaderAt, it *item) error {
-	if !it.unread {
-		it.rec.Parts = slices.Clone(it.rec.Parts)
-		return nil
+	if it.unread {
+		it.rec.Parts = make([]tree.Hash, tree.PartCount(it.rec.Size, it.rec.PartSize))
+		allocated, known, err := tree.Allocated(f)
+		if err == nil && known && allocated < it.rec.Size {
+			err = t.hash(ctx, it)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if allocated, known, err := tree.Allocated(f); err != nil || known && allocated < it.rec.Size {
-		return errors.Join(err, t.hash(ctx, it))
-	}
-	it.rec.Parts = make([]tree.Hash, tree.PartCount(it.rec.Size, it.rec.PartSize))
+	it.planned, it.rec.Parts = it.rec.Parts, slices.Clone(it.rec.Parts)
 	return nil
 }
 

@@ -57,8 +57,9 @@ func (it *item) baseZeros(i int) int {
 // newZeros counts, up to what justifies an object of zeros, the parts that are what part
 // i is, whole zeros, and that the previous object does not have.
 func (it *item) newZeros(i int) (n int) {
-	for j := range it.rec.Parts {
-		if it.rec.Parts[j] == it.rec.Parts[i] && !it.hasPart(j) {
+	for j := range it.planned {
+		stored := it.source.Key != "" && it.basePart(j) && it.base.Parts[j] == it.planned[j]
+		if it.planned[j] == it.planned[i] && !stored {
 			if n++; n == zerosWorthIt {
 				break
 			}
