@@ -2,8 +2,8 @@
 //
 // The model: two to four machines, each with a disk, a mount and a clock that is
 // wrong, share one prefix of a real S3 server. Round by round one of them, chosen
-// at random, writes, takes a snapshot, is mounted, stopped, killed, killed at a
-// failpoint, or stands still (SIGSTOP) and goes on later; what takes time goes on
+// at random, writes, takes a snapshot, is mounted, stopped, killed, killed or slow at
+// a failpoint, or stands still (SIGSTOP) and goes on later; what takes time goes on
 // beside the rounds that follow. What is written are tokens: lines that are
 // appended to one file and synced, no two alike. So what a snapshot holds is a set
 // of tokens, and the sets say who came from whom.

@@ -128,7 +128,7 @@ func (m *machine) start(failpoints string, first bool) {
 	m.first = first
 	m.mount = harness.Launch(m.t, harness.Options{Dir: m.dir, Point: m.point, Store: m.store, Flags: m.flags,
 		Clock: m.clock, Failpoints: failpoints, Lease: leaseTimes})
-	m.phase, m.doomed = starting, failpoints != ""
+	m.phase, m.doomed = starting, strings.Contains(failpoints, "kill")
 }
 
 // write appends a token and syncs it. A machine that a failpoint kills meanwhile

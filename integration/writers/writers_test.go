@@ -102,6 +102,10 @@ var killers = []string{"uploader/takeover", "uploader/taken-over", "uploader/aft
 	"uploader/removed", "history/remove", "history/refresh-current", "history/restore-fetch", "history/restore-staged",
 	"history/restore-retire-entry", "history/restore-install-entry", "reconcile/restored", "reconcile/rebased"}
 
+// sleepers are those that a machine may be slow at: between a look at the head and the
+// write that it leads to, above all.
+var sleepers = []string{"uploader/takeover", "uploader/intent", "uploader/intent", "uploader/intent", "uploader/published", "history/refresh-current"}
+
 // act does one thing to a machine.
 func (c *cluster) act(m *machine) {
 	c.t.Helper()
@@ -120,8 +124,11 @@ func (c *cluster) act(m *machine) {
 	case m.paused:
 	case m.phase == off:
 		failpoints := ""
-		if what < 35 {
+		switch {
+		case what < 35:
 			failpoints = killers[c.random.IntN(len(killers))] + "=kill"
+		case what < 80:
+			failpoints = fmt.Sprintf("%s=sleep:%dms", sleepers[c.random.IntN(len(sleepers))], 200+c.random.IntN(1500))
 		}
 		c.tell("%s starts %s", m.name, failpoints)
 		m.start(failpoints, len(c.oracle.last.History) == 0)
