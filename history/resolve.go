@@ -93,7 +93,7 @@ func parseMoment(text string, now time.Time) (time.Time, bool) {
 	text = strings.TrimSuffix(text, " ago")
 	days := 0
 	if m := daysPattern.FindStringSubmatch(text); m != nil {
-		days, _ = strconv.Atoi(m[1])
+		days, _ = strconv.Atoi(m[1]) // at most five digits, by the pattern
 		if text = m[2]; text == "" {
 			text = "0s"
 		}

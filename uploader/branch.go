@@ -75,18 +75,12 @@ func (u *Uploader) branchOf(ctx context.Context, view View, start time.Time) (Re
 	if u.o.Queue.Dirty().Empty() {
 		return none, nil
 	}
-	if err := u.checkSparse(view); err != nil {
-		return none, err
-	}
 	last, err := u.lastBranch(ctx)
 	if err != nil {
 		return none, err
 	}
-	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel, u.since())
+	p, err := u.planOf(ctx, view)
 	if err != nil {
-		return none, err
-	}
-	if err := u.checkWiped(p); err != nil {
 		return none, err
 	}
 	if p.countChanged() == 0 {
@@ -171,10 +165,8 @@ func restoreCommand(id history.ID) string { return fmt.Sprintf("chromafs restore
 // only where the journal's snapshots are: in a store without a head it would stand
 // in the way of the next mount, and in another's it has no business.
 func (u *Uploader) branchManifest(ctx context.Context, view View) (*history.Manifest, error) {
-	if u.o.Ready != nil { // before the first write: there may have been no takeover
-		if err := u.o.Ready(ctx); err != nil {
-			return nil, err
-		}
+	if err := u.ready(ctx); err != nil { // there may have been no takeover
+		return nil, err
 	}
 	head, etag, err := u.o.Catalog.Head(ctx)
 	if err != nil && (etag == "" || !errors.Is(err, history.ErrNoBackup)) {

@@ -18,27 +18,7 @@ import (
 // effect, alone or with everything after it (a crash), the list is not touched, and
 // the next attempt leaves complete branches and nothing else, the last one what the
 // loser holds.
-func TestEveryStepOfABranchMayFail(t *testing.T) {
-	for _, mode := range []struct {
-		name        string
-		after, dead bool
-	}{
-		{"fails", false, false},
-		{"answer lost", true, false},
-		{"dies before", false, true},
-		{"dies after", true, true},
-	} {
-		t.Run(mode.name, func(t *testing.T) {
-			n := 0
-			for failBranchAt(t, n, mode.after, mode.dead) {
-				n++
-			}
-			if n < 8 {
-				t.Errorf("only %d operations were reached", n)
-			}
-		})
-	}
-}
+func TestEveryStepOfABranchMayFail(t *testing.T) { everyStep(t, 8, failBranchAt) }
 
 // failBranchAt stores a branch, the nth operation failing, and reports whether it
 // came to that.

@@ -16,7 +16,12 @@ import (
 // its effect, alone or with everything after it (a crash), the snapshot before or
 // the one after is whole; and the next one without faults succeeds, in the same
 // process or after reopening the journal, and leaves no litter.
-func TestEveryStepMayFail(t *testing.T) {
+func TestEveryStepMayFail(t *testing.T) { everyStep(t, 15, failAt) }
+
+// everyStep lets failAt fail each operation in each way until there is no nth one, which
+// it reports by false. least is how many there must be.
+func everyStep(t *testing.T, least int, failAt func(t *testing.T, n int, after, dead bool) bool) {
+	t.Helper()
 	for _, mode := range []struct {
 		name        string
 		after, dead bool
@@ -28,13 +33,10 @@ func TestEveryStepMayFail(t *testing.T) {
 	} {
 		t.Run(mode.name, func(t *testing.T) {
 			steps := 0
-			for n := 0; ; n++ {
-				if !failAt(t, n, mode.after, mode.dead) {
-					steps = n
-					break
-				}
+			for failAt(t, steps, mode.after, mode.dead) {
+				steps++
 			}
-			if steps < 15 {
+			if steps < least {
 				t.Errorf("only %d operations were reached", steps)
 			}
 		})

@@ -162,7 +162,7 @@ func (p *plan) eachPart(ctx context.Context, n int, f func(ctx context.Context, 
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return endOf(ctx)
+	return objstore.Ended(ctx)
 }
 
 // withSlot calls f when fewer than the allowed number of others run.
@@ -204,7 +204,7 @@ type contextReader struct {
 }
 
 func (r contextReader) ReadAt(b []byte, off int64) (int, error) {
-	if err := endOf(r.ctx); err != nil {
+	if err := objstore.Ended(r.ctx); err != nil {
 		return 0, err
 	}
 	return r.ReaderAt.ReadAt(b, off)
@@ -217,11 +217,4 @@ func (r contextReader) NextData(off, end int64) int64 { return tree.NextData(r.R
 func (r contextReader) Allocated() (int64, error) {
 	n, _, err := tree.Allocated(r.ReaderAt)
 	return n, err
-}
-
-func endOf(ctx context.Context) error {
-	if ctx.Err() == nil {
-		return nil
-	}
-	return context.Cause(ctx)
 }

@@ -84,20 +84,27 @@ func (u *Uploader) publishCut(ctx context.Context, view View, start time.Time) (
 		}
 		return res, err
 	}
-	if err := u.checkSparse(view); err != nil {
-		return Result{}, err
-	}
-	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel, u.since())
+	p, err := u.planOf(ctx, view)
 	if err != nil {
-		return Result{}, err
-	}
-	if err := u.checkWiped(p); err != nil {
 		return Result{}, err
 	}
 	if u.basedOnNewest() && p.countChanged() == 0 {
 		return u.acknowledgeSame(ctx, p, start)
 	}
 	return u.publish(ctx, p, start)
+}
+
+// planOf plans what a view needs, be it a snapshot or a branch, and refuses one that is
+// neither.
+func (u *Uploader) planOf(ctx context.Context, view View) (*plan, error) {
+	if err := u.checkSparse(view); err != nil {
+		return nil, err
+	}
+	p, err := newPlan(ctx, view, u.o.Queue, u.o.Parallel, u.since())
+	if err != nil {
+		return nil, err
+	}
+	return p, u.checkWiped(p)
 }
 
 // checkWiped refuses an empty view where something of the base is gone without a

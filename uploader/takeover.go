@@ -33,10 +33,8 @@ func (u *Uploader) Takeover(ctx context.Context, head history.Head, etag string)
 }
 
 func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string) error {
-	if u.o.Ready != nil {
-		if err := u.o.Ready(ctx); err != nil {
-			return err
-		}
+	if err := u.ready(ctx); err != nil {
+		return err
 	}
 	nonce, err := history.NewNonce(u.o.Rand)
 	if err != nil {
@@ -74,6 +72,14 @@ func (u *Uploader) takeover(ctx context.Context, head history.Head, etag string)
 		return nil // a restore is about to give the journal another base, and the epoch with it
 	}
 	return u.o.Queue.SetEpoch(next.Lineage, next.Epoch)
+}
+
+// ready is asked before the first write to the store.
+func (u *Uploader) ready(ctx context.Context) error {
+	if u.o.Ready == nil {
+		return nil
+	}
+	return u.o.Ready(ctx)
 }
 
 // confirm finds out whether this is still the writer, before anything is cut or

@@ -59,7 +59,7 @@ func (t *transfer) run(ctx context.Context) error {
 	}
 	err := group.Wait()
 	if err == nil {
-		err = endOf(ctx)
+		err = objstore.Ended(ctx)
 	}
 	if err != nil {
 		t.ledger.flush()

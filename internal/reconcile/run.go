@@ -281,7 +281,7 @@ func (r *runner) takeover(ctx context.Context) (bool, error) {
 		}
 		if !r.again(timed, wait) {
 			r.head, r.etag, r.store = history.Head{}, "", r.answer(err)
-			return false, ended(ctx)
+			return false, objstore.Ended(ctx)
 		}
 	}
 }
@@ -361,16 +361,9 @@ func (r *runner) readStore(ctx context.Context) error {
 		}
 		r.Log.Warn("the store is unavailable", "error", err, "asked_again_for", r.StoreTimeout)
 		if !r.again(timed, wait) {
-			return ended(ctx)
+			return objstore.Ended(ctx)
 		}
 	}
-}
-
-func ended(ctx context.Context) error {
-	if ctx.Err() == nil {
-		return nil
-	}
-	return context.Cause(ctx)
 }
 
 // answer classifies what Head returned.
